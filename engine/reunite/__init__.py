@@ -1,0 +1,42 @@
+"""reunite: an offline-first engine for Python. Your data drifts apart offline; reunite merges it.
+
+from reunite import Database
+from reunite_transport import Sync
+
+async with Database("app.db") as db:
+    await db.track("todo")
+    async with Sync(db, "ws://127.0.0.1:8800") as sync:
+        await sync.caught_up(timeout=10)
+"""
+
+from reunite.database import Database, Result, Transaction
+from reunite.errors import (
+    AdoptionConflict,
+    CatchUpTimeout,
+    FileError,
+    FormatError,
+    ProtocolError,
+    RealmMismatch,
+    ReuniteError,
+    SyncError,
+    TableError,
+    UsageError,
+)
+from reunite.verify import Difference
+
+__all__ = [
+    "AdoptionConflict",
+    "CatchUpTimeout",
+    "Database",
+    "Difference",
+    "FileError",
+    "FormatError",
+    "ProtocolError",
+    "RealmMismatch",
+    "Result",
+    "ReuniteError",
+    "SyncError",
+    "TableError",
+    "Transaction",
+    "UsageError",
+]

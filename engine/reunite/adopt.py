@@ -1,0 +1,198 @@
+"""Adopting: taking an existing table and its rows into sync without changing them.
+
+Rows that came with a table carry the floor stamp, below any edit. When the file meets a realm that
+has rows under the same keys, they are compared before anything is sent: a row equal to the
+realm's, or one whose differing columns the realm has edited since, is simply the realm's row; if
+any other differs, the two files are not copies of one, and sync stops until the user chooses.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+from reunite import outbox
+from reunite.apply import apply_rows
+from reunite.bookkeeping import Row, Tracked, lines_of, save_table
+from reunite.capture import capture_all, install, vanished
+from reunite.cells.register import same
+from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
+from reunite.document import Document, decode, encode
+from reunite.errors import AdoptionConflict, TableError
+from reunite.fold import fold
+from reunite.inbox import visible_of
+from reunite.keys import stored_key
+from reunite.payload import Entry, Kind, RowRef
+from reunite.rejected import record_entry
+from reunite.schema import OWN_PREFIX, Table, quoted, read_table
+from reunite.state import State
+from reunite.types import fitting_type, key_type
+
+Choice: TypeAlias = Literal["theirs", "ours"]
+
+
+def track(state: State, name: str) -> bool:
+    """Adopt a table with its rows. False when it is tracked already. Raises TableError."""
+    if name.startswith(OWN_PREFIX):
+        raise TableError(name, "is internal bookkeeping and is never synced")
+    table = read_table(state.conn, name)
+    known = next(
+        (t for t in state.tables.values() if t.table.name.casefold() == table.name.casefold()), None
+    )
+    if known is not None and known.tracked:
+        return False
+    table = _with_fitting_types(state, table)
+    sql = state.conn.execute(
+        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,)
+    ).fetchone()[0]
+    if known is not None and known.remote is not None:
+        tracked = replace(known, table=match_ids(state, table, known.remote), tracked=True, sql=sql)
+    else:
+        number = known.id if known else max(state.tables, default=0) + 1
+        tracked = Tracked(number, table, True, None, sql)
+    save_table(state.conn, tracked)
+    install(state.conn, tracked)
+    state.tables_changed()
+    capture_all(state.conn, tracked, state.now_ms)
+    changeset = outbox.next_id(state.conn)
+    entries = fold(
+        state.conn, state.shapes, state.meta, changeset, now_ms=state.now_ms, adopting=True
+    )
+    outbox.add(state, changeset, entries, loose=True, adopting=True)
+    show_missing(state, tracked)
+    return True
+
+
+def show_missing(state: State, tracked: Tracked) -> None:
+    """Write the realm's rows that the table does not have."""
+    missing = {RowRef(tracked.id, stored_key(key)) for key in vanished(state.conn, tracked)}
+    apply_rows(state, lines_of(state.conn, missing))
+
+
+def match_ids(state: State, table: Table, remote: Table) -> Table:
+    """A local table with the registry's column ids, and provisional ones for what it lacks."""
+    ids = {}
+    for column in table.columns:
+        theirs = remote.column(column.name)
+        if theirs is not None:
+            ids[column.name] = theirs.id
+        else:
+            state.meta.provisional += 1
+            ids[column.name] = state.meta.provisional
+    state.save("provisional")
+    ours = [column.name.casefold() for column in table.key]
+    if ours != [column.name.casefold() for column in remote.key]:
+        raise TableError(
+            table.name,
+            f"its primary key here is ({', '.join(ours)}), and the relay's is"
+            f" ({', '.join(column.name for column in remote.key)}); they must be the same",
+        )
+    return table.renumbered(ids)
+
+
+def reconcile(state: State, choice: Choice | None) -> None:
+    """Compare adopted rows that are not sent yet with what the realm has under their keys.
+
+    Raises AdoptionConflict when rows differ and `choice` is None; the caller's transaction must
+    then be rolled back.
+    """
+    counts: dict[str, int] = {}
+    stale: dict[RowRef, Row] = {}
+    for changeset in outbox.pending(state.conn):
+        if not changeset.adopting:
+            continue
+        entries = changeset.entries()
+        rows = lines_of(state.conn, {entry.row for entry in entries})
+        kept: list[Entry] = []
+        for entry in entries:
+            row = rows[entry.row]
+            if row.base is None:
+                kept.append(entry)
+                continue
+            base, ours = decode(row.base), decode(entry.document)
+            stale[entry.row] = row
+            if _same_origin(base, ours):
+                continue
+            tracked = state.tables[entry.row.table]
+            if choice is None:
+                counts[tracked.table.name] = counts.get(tracked.table.name, 0) + 1
+            elif choice == "theirs":
+                record_entry(
+                    state.conn,
+                    tracked,
+                    entry,
+                    state.now_ms,
+                    "adoption",
+                    "the relay had another row under this key and was chosen",
+                )
+            else:
+                kept.append(_as_edit(state, entry, base, ours))
+        if not counts:
+            # What is left has been compared: it may be sent.
+            outbox.replace_entries(state.conn, changeset.id, kept)
+            keeps = {entry.row for entry in kept}
+            for ref in rows:
+                if ref in stale and ref not in keeps and stale[ref].changeset == changeset.id:
+                    stale[ref] = stale[ref]._replace(changeset=None)
+            if not kept:
+                outbox.remove(state.conn, changeset.id)
+    if counts:
+        raise AdoptionConflict(counts)
+    state.conn.execute("UPDATE _reunite_changesets SET adopting = 0")
+    rebuild(state, stale)
+
+
+def rebuild(state: State, rows: Mapping[RowRef, Row]) -> None:
+    """Make these rows visible anew, base joined with pending, and write their tables."""
+    visible = visible_of(state, dict(rows))
+    fresh = {}
+    for ref, row in rows.items():
+        document = visible.get(ref)
+        if document is None:
+            fresh[ref] = row._replace(visible=None, changeset=None)
+        else:
+            fresh[ref] = row._replace(visible=encode(document))
+    apply_rows(state, fresh)
+
+
+def _same_origin(base: Document, ours: Document) -> bool:
+    """True when the realm's row can have begun as ours: every column equal or edited since."""
+    return all(
+        key in base.cells
+        and (
+            same(base.cells[key][1], value) or (base.born == FLOOR and base.cells[key][0] != FLOOR)
+        )
+        for key, (_, value) in ours.cells.items()
+    )
+
+
+def _as_edit(state: State, entry: Entry, base: Document, ours: Document) -> Entry:
+    """Our row as an edit made now on top of the realm's."""
+    seen = time_of(base.latest())
+    mark = stamp(edit_time(state.now_ms, state.meta.offset_ms, seen), state.meta.replica)
+    if base.alive:
+        cells = {
+            key: (mark, value)
+            for key, (_, value) in ours.cells.items()
+            if key not in base.cells or not same(base.cells[key][1], value)
+        }
+        document, kind = Document(NEVER, mark, NEVER, cells), Kind.PARTIAL
+    else:
+        cells = {key: (mark, value) for key, (_, value) in ours.cells.items()}
+        document, kind = Document(mark, mark, NEVER, cells), Kind.WHOLE
+    return Entry(entry.row, kind, encode(document), state.now_ms, seen)
+
+
+def _with_fitting_types(state: State, table: Table) -> Table:
+    columns = []
+    for column in table.columns:
+        wanted = column.type
+        values = (
+            row[0]
+            for row in state.conn.execute(f"SELECT {quoted(column.name)} FROM {quoted(table.name)}")
+        )
+        if wanted == "any" and column.key:
+            wanted = key_type(values)
+        elif wanted not in ("any", "text"):
+            wanted = fitting_type(wanted, values)
+        columns.append(replace(column, type=wanted))
+    return replace(table, columns=tuple(columns))

@@ -1,0 +1,276 @@
+"""Apply: writing what documents say into the app's tables. Owns the image and blocked rows.
+
+A write during an apply is never an edit. After the rows are written, everything that was captured
+meanwhile (our own writes and what the app's triggers did to tracked rows) is read back: rows that
+an app trigger changed are set to their documents once more, and what then still differs is kept as
+the image, so that no fold takes it for an edit. The captures are dropped.
+
+Foreign keys are off on the connection that this runs on. Rows that collide on a UNIQUE index are
+tried again as delete-then-insert, which a swap of two values needs; then row by row. A row that
+still fails is `blocked`: its document is kept, the table is left as it is, and every later apply
+tries again. A row that collides with a pending local one raises `PendingCollision` instead: the
+relay's verdict on that changeset decides, so the whole apply has to wait for it.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from reunite.bookkeeping import Row, forget_rows, load_rows, save_rows
+from reunite.capture import captured_tables, clear, fetch_text, last_captured, unique_indexes
+from reunite.cells.register import Value, same
+from reunite.clock import FLOOR
+from reunite.document import EMPTY, Document, decode
+from reunite.fold import Shape, expected
+from reunite.keys import key_values, stored_key
+from reunite.payload import ABSENT, RowRef, pack_image, unpack_image
+from reunite.schema import quoted
+from reunite.state import State
+
+
+class PendingCollision(Exception):
+    """An incoming row needs a unique value that a pending local row holds."""
+
+
+class Failure(NamedTuple):
+    """A row that the table would not take, and the database's words for why."""
+
+    ref: RowRef
+    message: str
+
+
+def apply_rows(state: State, rows: Mapping[RowRef, Row]) -> None:
+    """Write these rows' visible documents into the tables and save their lines.
+
+    The log must be empty: the caller has folded in this transaction. Rows of tables that are not
+    tracked here only have their lines saved. Raises PendingCollision with nothing to keep.
+    """
+    lines = dict(rows)
+    documents = {
+        ref: decode(data) if (data := row.document) else EMPTY for ref, row in rows.items()
+    }
+    for ref in lines:
+        lines[ref] = lines[ref]._replace(image=None, mark=None, alive=documents[ref].alive)
+    written = {ref: documents[ref] for ref in lines if ref.table in state.shapes}
+    failures = {failure.ref: failure for failure in _write(state, written, lines)}
+    if written:
+        differing = _read_back(state, documents, lines, failures)
+        if differing and _has_app_triggers(state):
+            _write(state, {ref: documents[ref] for ref in differing}, lines)
+            differing = _read_back(state, documents, lines, failures)
+        for ref, image in differing.items():
+            lines[ref] = lines[ref]._replace(image=pack_image(image))
+    for ref in failures:
+        shape = state.shapes[ref.table]
+        held = _difference(shape, documents[ref], read_row(state.conn, shape, ref.key))
+        lines[ref] = lines[ref]._replace(
+            image=pack_image(held), mark="blocked" if held is not None else None
+        )
+    nowhere = [
+        ref
+        for ref, row in lines.items()
+        if row.base is None and row.visible is None and row.image is None and row.mark is None
+    ]
+    forget_rows(state.conn, nowhere)
+    for ref in nowhere:
+        del lines[ref]
+    save_rows(state.conn, lines.items())
+
+
+def read_row(conn: sqlite3.Connection, shape: Shape, key: Value) -> tuple[Value, ...] | None:
+    """The cell values of one row of the app's table, or None when it is absent."""
+    table = shape.tracked.table
+    columns = ", ".join(quoted(column.name) for column in table.cells) or "1"
+    where = " AND ".join(f"{quoted(column.name)} = ?" for column in table.key)
+    found = fetch_text(
+        conn,
+        f"SELECT {columns} FROM {quoted(table.name)} WHERE {where}",
+        key_values(key, len(table.key)),
+    )
+    if not found:
+        return None
+    return found[0] if table.cells else ()
+
+
+def _difference(
+    shape: Shape, document: Document, values: Sequence[Value] | None
+) -> Mapping[int, Value] | None:
+    """The image: what the table has where the document says otherwise; None where they agree."""
+    if values is None:
+        return ABSENT if document.alive else None
+    if not document.alive:
+        return dict(zip(shape.keys, values, strict=True))
+    return {
+        key: value
+        for key, value, wanted in zip(
+            shape.keys, values, expected(shape, document, None), strict=True
+        )
+        if not (value is wanted or same(value, wanted))
+    } or None
+
+
+def _read_back(
+    state: State,
+    documents: dict[RowRef, Document],
+    lines: dict[RowRef, Row],
+    failures: Mapping[RowRef, Failure],
+) -> dict[RowRef, Mapping[int, Value]]:
+    """Compare every captured row with its document, drop the captures, and return the images of
+    those that differ. Rows that only an app trigger touched join `documents` and `lines`."""
+    last = last_captured(state.conn)
+    differing: dict[RowRef, Mapping[int, Value]] = {}
+    for table in captured_tables(state.conn, 0, last):
+        shape = state.shapes.get(table)
+        if shape is None:
+            continue
+        for key, _, row, _, values in shape.captured.read(state.conn, 0, last):
+            if key is None:
+                continue
+            ref = RowRef(table, key)
+            if ref not in documents:
+                row = row or Row()
+                documents[ref] = decode(row.document) if row.document else EMPTY
+                lines[ref] = row
+                before = unpack_image(row.image)
+                if before is not None and before == _difference(shape, documents[ref], values):
+                    continue
+                lines[ref] = row._replace(image=None)
+            if ref in failures:
+                continue
+            image = _difference(shape, documents[ref], values)
+            if image is not None:
+                differing[ref] = image
+    clear(state.conn, 0, last)
+    return differing
+
+
+def _write(
+    state: State, documents: Mapping[RowRef, Document], lines: Mapping[RowRef, Row]
+) -> list[Failure]:
+    """Bring rows of the app's tables to their documents; returns those that failed."""
+    by_table: dict[int, list[RowRef]] = {}
+    for ref in documents:
+        by_table.setdefault(ref.table, []).append(ref)
+    failures: list[Failure] = []
+    for table, refs in by_table.items():
+        shape = state.shapes[table]
+        writer = _Writer(shape)
+        puts = []
+        deletes = []
+        for ref in refs:
+            key = key_values(ref.key, len(shape.tracked.table.key))
+            document = documents[ref]
+            if document.alive:
+                puts.append((*key, *expected(shape, document, None)))
+            else:
+                deletes.append(key)
+        failures += _write_table(state, writer, puts, deletes, lines)
+    return failures
+
+
+class _Writer:
+    """The statements that write one table."""
+
+    def __init__(self, shape: Shape) -> None:
+        table = shape.tracked.table
+        self.shape = shape
+        self.id = shape.tracked.id
+        self.name = table.name
+        self.key = table.key
+        self.columns = (*table.key, *table.cells)
+        on = quoted(table.name)
+        names = ", ".join(quoted(column.name) for column in self.columns)
+        marks = ", ".join("?" * len(self.columns))
+        key = ", ".join(quoted(column.name) for column in table.key)
+        sets = ", ".join(f"{quoted(c.name)} = excluded.{quoted(c.name)}" for c in table.cells)
+        action = f"UPDATE SET {sets}" if sets else "NOTHING"
+        self.insert = f"INSERT INTO {on} ({names}) VALUES ({marks})"
+        self.upsert = f"{self.insert} ON CONFLICT ({key}) DO {action}"
+        where = " AND ".join(f"{quoted(column.name)} = ?" for column in table.key)
+        self.delete = f"DELETE FROM {on} WHERE {where}"
+
+
+def _write_table(
+    state: State,
+    writer: _Writer,
+    puts: list[tuple[Value, ...]],
+    deletes: list[tuple[Value, ...]],
+    lines: Mapping[RowRef, Row],
+) -> list[Failure]:
+    conn = state.conn
+    count = len(writer.key)
+    keys = [values[:count] for values in puts]
+    if _attempt(conn, [(writer.delete, deletes), (writer.upsert, puts)]) is None:
+        return []
+    if _attempt(conn, [(writer.delete, deletes + keys), (writer.insert, puts)]) is None:
+        return []
+    failures = []
+    for key in deletes:
+        problem = _attempt(conn, [(writer.delete, [key])])
+        if problem is not None:
+            failures.append(Failure(RowRef(writer.id, stored_key(key)), problem))
+    waiting = [(values, "") for values in puts]
+    # A row may need what a later one frees, so go round while any succeeds.
+    while waiting:
+        left = []
+        for values, _ in waiting:
+            problem = _attempt(conn, [(writer.upsert, [values])])
+            if problem is not None:
+                left.append((values, problem))
+        if len(left) == len(waiting):
+            break
+        waiting = left
+    else:
+        return failures
+    for values, problem in waiting:
+        _refuse_pending_collision(state, writer, values, lines)
+        failures.append(Failure(RowRef(writer.id, stored_key(values[:count])), problem))
+    return failures
+
+
+def _attempt(
+    conn: sqlite3.Connection, statements: Iterable[tuple[str, list[tuple[Value, ...]]]]
+) -> str | None:
+    """Run statements in a savepoint; the database's message when it refuses them."""
+    conn.execute("SAVEPOINT reunite_write")
+    try:
+        for sql, rows in statements:
+            if rows:
+                conn.executemany(sql, rows)
+    except (sqlite3.IntegrityError, sqlite3.DataError) as error:
+        conn.execute("ROLLBACK TO reunite_write")
+        return str(error)
+    finally:
+        if conn.in_transaction:
+            conn.execute("RELEASE reunite_write")
+    return None
+
+
+def _refuse_pending_collision(
+    state: State, writer: _Writer, values: Sequence[Value], lines: Mapping[RowRef, Row]
+) -> None:
+    """Raise PendingCollision when a pending row of the table holds what this row needs."""
+    own = stored_key(values[: len(writer.key)])
+    by_name = dict(zip((column.name for column in writer.columns), values, strict=True))
+    key = ", ".join(quoted(column.name) for column in writer.key)
+    for over in unique_indexes(state.conn, writer.name):
+        where = " AND ".join(f"{quoted(name)} = ? COLLATE {quoted(coll)}" for name, coll in over)
+        holders = state.conn.execute(
+            f"SELECT {key} FROM {quoted(writer.name)} WHERE {where}",
+            [by_name.get(name) for name, _ in over],
+        ).fetchall()
+        keys = [stored_key(holder) for holder in holders]
+        stored = load_rows(state.conn, writer.id, keys)
+        for holder in keys:
+            row = lines.get(RowRef(writer.id, holder)) or stored.get(holder)
+            if holder != own and row is not None and row.changeset is not None:
+                # An adopted row is compared with what arrives before it is sent: nothing to await.
+                if row.base is not None or not row.visible or decode(row.visible).born != FLOOR:
+                    raise PendingCollision
+
+
+def _has_app_triggers(state: State) -> bool:
+    found = state.conn.execute(
+        "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name NOT GLOB '_reunite_*' LIMIT 1"
+    ).fetchone()
+    return found is not None

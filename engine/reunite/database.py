@@ -1,0 +1,339 @@
+"""The database as an app sees it: ordinary SQL on an ordinary SQLite file, tracked tables synced.
+
+Three connections to the file. The *writer* runs the app's transactions, foreign keys on, one at a
+time. The *reader* serves `fetch_*` outside of transactions from WAL's snapshots, so it never waits.
+The *engine's* folds, merges and is the only one that checkpoints; foreign keys are off on it,
+because what it writes was checked by the relay.
+"""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import aiosqlite
+
+from reunite.driver import ThreadDriver, real_chance, real_clock
+from reunite.errors import FileError, UsageError
+from reunite.replica import Replica, fold_own, fold_strangers
+from reunite.verify import Difference, verify
+
+T = TypeVar("T")
+# What sqlite3 binds: a value adapter may take more than the five storage classes.
+Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
+
+# How long to wait for another program's write lock before giving up, in milliseconds.
+BUSY_TIMEOUT_MS = 10_000
+# The engine checkpoints when other connections have left this much in the WAL.
+WAL_BYTES_GOAL = 4 << 20
+
+
+class Result(NamedTuple):
+    """What a statement did: rows of a RETURNING clause or query, and SQLite's counters."""
+
+    rows: list[sqlite3.Row]
+    rowcount: int
+    lastrowid: int | None
+
+
+class Transaction:
+    """One transaction of the app, as given by `Database.transaction()`."""
+
+    def __init__(self, driver: ThreadDriver) -> None:
+        self._driver = driver
+        self._open = True
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> Result:
+        """Run a statement inside the transaction."""
+        return await self._run(_execute, sql, parameters)
+
+    async def executemany(self, sql: str, parameters: Iterable[Parameters]) -> int:
+        """Run a statement once for each set of parameters; returns the rows changed."""
+        return await self._run(_executemany, sql, list(parameters))
+
+    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
+        """The rows of a query, as this transaction sees them."""
+        return (await self.execute(sql, parameters)).rows
+
+    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
+        """The first row of a query, or None."""
+        return next(iter(await self.fetch_all(sql, parameters)), None)
+
+    async def _run(self, function: Callable[..., T], *args: object) -> T:
+        if not self._open:
+            raise UsageError("this transaction has ended; begin another with db.transaction()")
+        return await self._driver.run(function, self._driver.conn, *args)
+
+
+class Database:
+    """An SQLite file that takes part in sync. Open it with `async with Database(path) as db`."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, clock: Callable[[], int] = real_clock
+    ) -> None:
+        """`clock` returns milliseconds since 1970 UTC; it dates the edits."""
+        self.path = Path(path)
+        self._clock = clock
+        self._engine = ThreadDriver(
+            lambda: _connect(self.path, foreign_keys=False), "reunite-engine"
+        )
+        self._writer = ThreadDriver(
+            lambda: _connect(self.path, foreign_keys=True), "reunite-writer"
+        )
+        self._reader: aiosqlite.Connection | None = None
+        self._replica: Replica | None = None
+        self._lock = asyncio.Lock()
+        self._holder: asyncio.Task[Any] | None = None
+        self._listeners: list[Callable[[], None]] = []
+        self._users = 0
+
+    def __repr__(self) -> str:
+        return f"Database({str(self.path)!r}, {'closed' if self._replica is None else 'open'})"
+
+    async def __aenter__(self) -> "Database":
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Open the file, creating it when it is not there. Raises FileError."""
+        if self._replica is not None:
+            raise UsageError("this database is open already")
+        await self._engine.open()
+        try:
+            self._replica = await self._engine.run(self._prepare)
+            await self._writer.open()
+            self._reader = await aiosqlite.Connection(
+                lambda: _connect(self.path, foreign_keys=True, query_only=True), iter_chunk_size=256
+            )
+            self._reader.row_factory = sqlite3.Row
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the file. Changes that were not sent stay in it."""
+        self._replica = None
+        if self._reader is not None:
+            await self._reader.close()
+            self._reader = None
+        await self._writer.close()
+        await self._engine.close(_checkpoint)
+
+    @property
+    def replica(self) -> Replica:
+        """The sync state of the file; its verbs run on the engine's thread (`on_engine`)."""
+        if self._replica is None:
+            raise UsageError("the database is not open; use `async with Database(path) as db`")
+        return self._replica
+
+    async def on_engine(self, function: Callable[..., T], *args: object) -> T:
+        """Run one of the replica's verbs on the engine's thread."""
+        assert self.replica
+        return await self._engine.run(function, *args)
+
+    # SQL.
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> Result:
+        """Run one statement in a transaction of its own: one changeset."""
+        if _runs_alone(sql):
+            async with self._writing():
+                return await self._writer.run(_execute, self._writer.conn, sql, parameters)
+        return await self._write(lambda conn: _execute(conn, sql, parameters))
+
+    async def executemany(self, sql: str, parameters: Iterable[Parameters]) -> int:
+        """Run one statement for each set of parameters in one transaction; returns rows changed."""
+        rows = list(parameters)
+        return await self._write(lambda conn: _executemany(conn, sql, rows))
+
+    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
+        """The rows of a query. A statement that writes (RETURNING) runs as `execute` does."""
+        assert self.replica
+        self._refuse_inside()
+        assert self._reader is not None
+        try:
+            return list(await self._reader.execute_fetchall(sql, parameters))
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY:
+                raise
+        return (await self.execute(sql, parameters)).rows
+
+    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
+        """The first row of a query, or None."""
+        return next(iter(await self.fetch_all(sql, parameters)), None)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """A transaction; what it changes is one changeset, sent, merged and refused as one.
+
+        Rolled back when the block raises or its task is cancelled.
+        """
+        async with self._writing():
+            conn = self._writer.conn
+            await self._writer.run(self._begin, conn)
+            tx = Transaction(self._writer)
+            try:
+                yield tx
+                await self._writer.run(self._commit, conn)
+            except BaseException:
+                await self._writer.run(_rollback, conn)
+                raise
+            finally:
+                tx._open = False
+        await self._committed()
+
+    # Sync.
+
+    async def track(self, *tables: str) -> list[str]:
+        """Take tables into sync, with the rows they have; they are not changed. Returns those that
+        were not tracked before. Raises TableError, and tracks none, when one cannot be."""
+        async with self._writing():
+            tracked = await self.on_engine(self.replica.track, tables)
+        self._notify()
+        return tracked
+
+    async def track_all(self) -> list[str]:
+        """Take all tables of the file into sync."""
+        return await self.track(*await self.on_engine(self.replica.untracked))
+
+    async def verify(self) -> list[Difference]:
+        """Compare every tracked row with its document; no difference is an empty list."""
+        return await self.on_engine(verify, self._engine.conn)
+
+    async def rejected(self) -> list[sqlite3.Row]:
+        """What could not be synced, oldest first; see the table `reunite_rejected`."""
+        return await self.fetch_all(
+            'SELECT id, at_ms, "table", key, kind, reason, message, "values"'
+            " FROM reunite_rejected ORDER BY id"
+        )
+
+    def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` after local commits; returns a function that ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def _prepare(self) -> Replica:
+        conn = self._engine.conn
+        replica = Replica(conn, chance=real_chance(), clock=self._clock)
+        replica.prepare()
+        return replica
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
+        assert self.replica
+        self._refuse_inside()
+        async with self._lock:
+            self._holder = asyncio.current_task()
+            try:
+                yield
+            finally:
+                self._holder = None
+
+    def _refuse_inside(self) -> None:
+        if self._holder is not None and self._holder is asyncio.current_task():
+            raise UsageError(
+                "inside `async with db.transaction() as tx` use tx.execute and tx.fetch_all"
+            )
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def whole() -> T:
+            conn = self._writer.conn
+            self._begin(conn)
+            try:
+                result = work(conn)
+                self._commit(conn)
+            except BaseException:
+                _rollback(conn)
+                raise
+            return result
+
+        async with self._writing():
+            result = await self._writer.run(whole)
+        await self._committed()
+        return result
+
+    def _begin(self, conn: sqlite3.Connection) -> None:
+        self._state = self.replica.begin(conn)
+        try:
+            fold_strangers(self._state)
+        except BaseException:
+            _rollback(conn)
+            raise
+
+    def _commit(self, conn: sqlite3.Connection) -> None:
+        if not conn.in_transaction:
+            raise UsageError("the transaction was ended by its own SQL; leave COMMIT to reunite")
+        self._state.now_ms = self._clock()
+        fold_own(self._state)
+        self.replica.commit(self._state)
+
+    async def _committed(self) -> None:
+        self._notify()
+        try:
+            left = os.stat(f"{self.path}-wal").st_size
+        except FileNotFoundError:
+            return
+        if left > WAL_BYTES_GOAL:
+            await self._engine.run(_checkpoint, self._engine.conn)
+
+    def _notify(self) -> None:
+        for listener in list(self._listeners):
+            listener()
+
+
+def _connect(path: Path, *, foreign_keys: bool, query_only: bool = False) -> sqlite3.Connection:
+    try:
+        conn = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000
+        )
+    except sqlite3.OperationalError as error:
+        raise FileError(
+            f"{path} cannot be opened ({error}); check the folder and permissions"
+        ) from error
+    try:
+        conn.execute("PRAGMA journal_mode = WAL")
+        conn.execute(f"PRAGMA foreign_keys = {int(foreign_keys)}")
+        if foreign_keys:
+            conn.execute("PRAGMA wal_autocheckpoint = 0")
+        if query_only:
+            conn.execute("PRAGMA query_only = 1")
+    except sqlite3.DatabaseError as error:
+        conn.close()
+        raise FileError(f"{path} cannot be used: {error}") from error
+    return conn
+
+
+def _execute(conn: sqlite3.Connection, sql: str, parameters: Parameters) -> Result:
+    cursor = conn.cursor()
+    cursor.row_factory = sqlite3.Row
+    cursor.execute(sql, parameters)
+    return Result(cursor.fetchall(), cursor.rowcount, cursor.lastrowid)
+
+
+def _executemany(conn: sqlite3.Connection, sql: str, parameters: Sequence[Parameters]) -> int:
+    return conn.executemany(sql, parameters).rowcount
+
+
+def _rollback(conn: sqlite3.Connection) -> None:
+    if conn.in_transaction:
+        conn.execute("ROLLBACK")
+
+
+def _checkpoint(conn: sqlite3.Connection) -> None:
+    conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+
+def _runs_alone(sql: str) -> bool:
+    """True for statements that SQLite refuses inside a transaction."""
+    return sql.lstrip().partition(" ")[0].upper() in ("PRAGMA", "VACUUM", "ATTACH", "DETACH")

@@ -1,0 +1,218 @@
+"""Row documents: the CRDT state of one row, its merge, and its bytes. Owns document format 1.
+
+A document is a join-semilattice value: `merge` is commutative, associative and idempotent, and a
+delta (an edit's own cells and life) is a small document that merges like the one it came from.
+
+Life: `born` is the least stamp that the row was inserted with, `edited` the greatest of any
+insert or update, `deleted` the greatest of any delete. The row is alive while `edited > deleted`.
+Deleting erases no cell, so a row revived by a later edit comes back whole.
+
+Format 1, msgpack, equal documents have equal bytes (ext types and maps do not occur):
+
+    [1, stamps, born, edited, deleted, keys, which, values]
+
+    | field   | type | what |
+    |---|---|---|
+    | 1       | int         | the format's version |
+    | stamps  | bin         | the distinct stamps, 16 bytes each, in ascending order |
+    | born    | int         | 0 for never, else 1 + index of a stamp; so `edited`, `deleted` |
+    | keys    | array of int| `column_id << 3 | kind`, ascending; kind 0 is the register |
+    | which   | int or array| index of each cell's stamp; one int when all cells share it |
+    | values  | array       | nil, int, float, str or bin |
+
+The primary key is not in the document: it names the document.
+Source of the semantics: Shapiro et al., "A comprehensive study of CRDTs" (2011), LWW-register.
+"""
+
+from typing import Final, NamedTuple
+
+import msgpack
+
+from reunite.cells.register import INTEGER_MAX, Register, wins
+from reunite.clock import NEVER, STAMP_BYTES
+from reunite.errors import FormatError
+
+VERSION: Final = 1
+
+# A row larger than this would not fit a frame with room for others; SQLite itself ends at 1 GB.
+DOCUMENT_BYTES_MAX: Final = 16 << 20
+# SQLite's own ceiling for columns is 32,767; Postgres ends at 1,600.
+CELLS_MAX: Final = 4_096
+COLUMN_ID_MAX: Final = (1 << 28) - 1
+
+
+class Document(NamedTuple):
+    """One row's CRDT state. `cells` maps a cell key to (stamp, value); treat it as immutable."""
+
+    born: bytes
+    edited: bytes
+    deleted: bytes
+    cells: dict[int, Register]
+
+    @property
+    def alive(self) -> bool:
+        """True while the last edit is later than the last delete."""
+        return self.edited > self.deleted
+
+    def latest(self) -> bytes:
+        """The greatest stamp anywhere in the document."""
+        life = max(self.born, self.edited, self.deleted)
+        return max(life, max((stamp for stamp, _ in self.cells.values()), default=life))
+
+
+EMPTY: Final = Document(NEVER, NEVER, NEVER, {})
+
+
+def cell_key(column_id: int, kind: int = 0) -> int:
+    """The key of a column's cell."""
+    return column_id << 3 | kind
+
+
+def merge(a: Document, b: Document) -> Document:
+    """The join of two states of one row."""
+    cells = a.cells
+    copied = False
+    for key, theirs in b.cells.items():
+        ours = cells.get(key)
+        if ours is None or (ours is not theirs and wins(theirs, ours)):
+            if not copied:
+                cells, copied = cells.copy(), True
+            cells[key] = theirs
+    a_born, b_born = a.born, b.born
+    born = min(a_born, b_born) if a_born and b_born else a_born or b_born
+    return Document(born, max(a.edited, b.edited), max(a.deleted, b.deleted), cells)
+
+
+def encode(document: Document) -> bytes:
+    """The bytes of a document, format 1."""
+    born, edited, deleted, cells = document
+    keys = sorted(cells)
+    if keys:
+        cell_stamps, values = zip(*map(cells.__getitem__, keys), strict=True)
+    else:
+        cell_stamps = values = ()
+    distinct = {born, edited, deleted, *cell_stamps}
+    distinct.discard(NEVER)
+    if len(distinct) == 1:
+        # Most rows: one edit wrote everything.
+        life = (1 if born else 0, 1 if edited else 0, 1 if deleted else 0)
+        return _pack((VERSION, *distinct, *life, keys, 0, values))
+    stamps = sorted(distinct)
+    index = {value: position for position, value in enumerate(stamps)}
+    places = [index[value] for value in cell_stamps]
+    first = places[0] if places else 0
+    which = first if places.count(first) == len(places) else places
+    index[NEVER] = -1
+    life = (index[born] + 1, index[edited] + 1, index[deleted] + 1)
+    return _pack((VERSION, b"".join(stamps), *life, keys, which, values))
+
+
+def decode(data: bytes) -> Document:
+    """The document in `data`, which may come from a peer: every field is checked.
+
+    Raises FormatError for anything that `encode` could not have written.
+    """
+    if len(data) > _PLAIN_BYTES_MAX:
+        _refuse_nesting(data)
+    try:
+        version, packed, born, edited, deleted, raw_keys, which, values = msgpack.unpackb(
+            data, use_list=False
+        )
+        if version != VERSION:
+            raise FormatError(f"document format {version!r} is not known here; upgrade reunite")
+        keys = _known_keys.get(raw_keys) or _ascending_keys(raw_keys)
+        classes = {*map(type, values)}
+        if not classes <= _CLASSES:
+            raise FormatError("a document holds a value that is not of SQL")
+        if float in classes and [value for value in values if value != value]:
+            raise FormatError("a document holds NaN, which SQL reads back as NULL")
+        # Only msgpack's uint64, which starts with this byte, can exceed a signed integer.
+        if data.find(b"\xcf", _VALUES_FROM) >= 0 and any(
+            type(value) is int and value > INTEGER_MAX for value in values
+        ):
+            raise FormatError("a document holds an integer beyond 64 signed bits")
+        single = type(packed) is bytes and len(packed) == STAMP_BYTES
+        stamps = (packed,) if single else _ascending_stamps(packed)
+        if type(which) is int and which >= 0:
+            stamp = stamps[which] if keys else NEVER
+            cells = {key: (stamp, value) for key, value in zip(keys, values, strict=True)}
+        elif which and min(which) >= 0 and {*map(type, which)} == {int}:
+            cells = {
+                key: (stamps[position], value)
+                for key, position, value in zip(keys, which, values, strict=True)
+            }
+        else:
+            raise FormatError("a document's stamps do not fit its cells")
+        life = (NEVER, *stamps)
+        if born < 0 or edited < 0 or deleted < 0:
+            raise FormatError("a document's life is out of range")
+        return Document(life[born], life[edited], life[deleted], cells)
+    except FormatError:
+        raise
+    except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
+        raise FormatError(f"not a document: {type(error).__name__}: {error}") from error
+
+
+_pack = msgpack.Packer().pack
+_CLASSES: Final = frozenset({type(None), int, float, str, bytes})
+# No value can start before this byte, but a stamp can hold any byte.
+_VALUES_FROM: Final = 24
+# Rows of one table share their key list, so a list is checked once; bounded, as a peer feeds it.
+_KNOWN_KEYS_MAX: Final = 4_096
+_known_keys: dict[object, tuple[int, ...]] = {}
+# Nested empty arrays cost a peer one byte and us 56; up to this size that does not matter.
+_PLAIN_BYTES_MAX: Final = 64 << 10
+
+
+def _ascending_keys(keys: object) -> tuple[int, ...]:
+    """`keys` when they are distinct ascending register keys. The cached list stands for any that
+    equals it, so that a peer's 8.0 becomes 8."""
+    if type(keys) is not tuple or len(keys) > CELLS_MAX:
+        raise FormatError("a document's keys are not a list, or too many")
+    previous = 0
+    for key in keys:
+        if type(key) is not int or key <= previous or key & 7 or key >> 3 > COLUMN_ID_MAX:
+            raise FormatError(f"a document has a cell of an unknown kind or column: {key!r}")
+        previous = key
+    if len(_known_keys) >= _KNOWN_KEYS_MAX:
+        _known_keys.clear()
+    _known_keys[keys] = keys
+    return keys
+
+
+def _ascending_stamps(packed: bytes) -> tuple[bytes, ...]:
+    if type(packed) is not bytes or len(packed) % STAMP_BYTES:
+        raise FormatError("a document's stamps are not whole")
+    stamps = tuple(packed[at : at + STAMP_BYTES] for at in range(0, len(packed), STAMP_BYTES))
+    if any(a >= b for a, b in zip(stamps, stamps[1:], strict=False)):
+        raise FormatError("a document's stamps are not ascending")
+    return stamps
+
+
+def _refuse_nesting(data: bytes) -> None:
+    """Refuse arrays in arrays, maps and long arrays before memory is given to them."""
+    if len(data) > DOCUMENT_BYTES_MAX:
+        raise FormatError(f"a document of {len(data)} bytes is over {DOCUMENT_BYTES_MAX}")
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data))
+    unpacker.feed(data)
+    try:
+        if unpacker.read_array_header() != 8:
+            raise FormatError("not a document: not eight fields")
+        for field in range(8):
+            if field in (5, 7) or (field == 6 and data[unpacker.tell()] >= 0x80):
+                count = unpacker.read_array_header()
+                if count > CELLS_MAX:
+                    raise FormatError(f"a document of {count} cells is over {CELLS_MAX}")
+                for _ in range(count):
+                    _skip_scalar(unpacker, data)
+            else:
+                _skip_scalar(unpacker, data)
+    except (ValueError, IndexError, msgpack.UnpackException) as error:
+        raise FormatError(f"not a document: {error}") from error
+
+
+def _skip_scalar(unpacker: msgpack.Unpacker, data: bytes) -> None:
+    first = data[unpacker.tell()]
+    if 0x80 <= first <= 0x9F or 0xDC <= first <= 0xDF:
+        raise FormatError("a document's value is a list or a map")
+    unpacker.skip()

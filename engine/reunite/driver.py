@@ -1,0 +1,79 @@
+"""Drivers: where the synchronous functions run. Owns the engine's thread, real time and chance.
+
+`ThreadDriver` gives one SQLite connection a thread of its own; `run` waits for a function there
+without blocking the event loop. A function that has begun is always finished: cancelling the task
+that waits for it cannot leave a transaction open.
+"""
+
+import asyncio
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from reunite.state import Chance
+
+T = TypeVar("T")
+
+
+def real_chance() -> Chance:
+    """Randomness of the operating system."""
+    return Chance(
+        replica=lambda: secrets.randbelow((1 << 63) - 1) + 1, nonce=lambda: secrets.token_bytes(8)
+    )
+
+
+def real_clock() -> int:
+    """This machine's clock, in milliseconds since 1970 UTC."""
+    return time.time_ns() // 1_000_000
+
+
+class ThreadDriver:
+    """One connection, one thread."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection], name: str) -> None:
+        self._connect = connect
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._conn: sqlite3.Connection | None = None
+
+    @property
+    def conn(self) -> sqlite3.Connection:
+        """The connection; to be used by functions inside `run` only."""
+        assert self._conn is not None, "the driver is not open"
+        return self._conn
+
+    async def open(self) -> None:
+        """Connect, on the thread."""
+
+        def connect() -> None:
+            self._conn = self._connect()
+
+        try:
+            await self.run(connect)
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        """Run a function on the thread, after those before it, and return what it returns."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._thread, function, *args))
+
+    async def close(self, last: Callable[[sqlite3.Connection], None] | None = None) -> None:
+        """Finish what was begun, run `last`, and disconnect."""
+
+        def disconnect() -> None:
+            if self._conn is not None:
+                try:
+                    if last is not None:
+                        last(self._conn)
+                finally:
+                    self._conn.close()
+                    self._conn = None
+
+        try:
+            await self.run(disconnect)
+        finally:
+            self._thread.shutdown(wait=False)

@@ -1,0 +1,359 @@
+"""Fold: turning captured keys into entries of a changeset. Owns what counts as an edit.
+
+Each captured row is compared with its image where it has one, else with its visible document;
+only cells that differ by storage class and bytes are edits. So a program that writes all columns
+back from a fresh copy edits nothing, and a column whose table form is coarser than its document
+(see `image`) is not an edit either.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from reunite.bookkeeping import Meta, Row, Tracked, forget_rows, save_rows
+from reunite.capture import (
+    WINDOW,
+    Captured,
+    capture_vanished,
+    captured_tables,
+    clear,
+    has_hidden_collisions,
+    last_captured,
+)
+from reunite.cells.register import Register, Value, same
+from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
+from reunite.document import DOCUMENT_BYTES_MAX, EMPTY, Document, cell_key, decode, encode, merge
+from reunite.keys import key_problem, key_values, stored_key
+from reunite.payload import ABSENT, Entry, Kind, RowRef, pack_image, unpack_image
+from reunite.rejected import record_local
+from reunite.schema import Table, default_value
+
+
+class Parent(NamedTuple):
+    """A foreign key whose action changes this table's rows when the parent is deleted: the
+    parent's table id, the cell keys of the referring columns (or minus the place in the key),
+    and whether the row goes with its parent."""
+
+    table: int
+    columns: tuple[int, ...]
+    cascades: bool
+
+
+class Shape(NamedTuple):
+    """What the fold needs of a table, computed once: cells' keys and defaults in column order."""
+
+    tracked: Tracked
+    captured: Captured
+    keys: tuple[int, ...]
+    defaults: tuple[Value, ...]
+    parents: tuple[Parent, ...]
+    # A UNIQUE index over an expression: REPLACE can delete rows that no trigger sees.
+    hidden_collisions: bool
+
+
+class Folded(NamedTuple):
+    """One row after its fold: the entry, if it was an edit, and its new line."""
+
+    entry: Entry | None
+    row: Row | None
+
+
+def shapes_of(conn: sqlite3.Connection, tables: Mapping[int, Tracked]) -> dict[int, Shape]:
+    """The shapes of the tracked tables by their id."""
+    by_name = {t.table.name.casefold(): t for t in tables.values() if t.tracked}
+    return {
+        tracked.id: Shape(
+            tracked,
+            Captured(tracked),
+            tuple(cell_key(column.id) for column in tracked.table.cells),
+            tuple(default_value(column) for column in tracked.table.cells),
+            tuple(_parents(tracked.table, by_name)),
+            has_hidden_collisions(conn, tracked.table.name),
+        )
+        for tracked in by_name.values()
+    }
+
+
+def _parents(table: Table, by_name: Mapping[str, Tracked]) -> Iterator[Parent]:
+    for foreign_key in table.foreign_keys:
+        parent = by_name.get(foreign_key.parent.casefold())
+        if parent is None or foreign_key.on_delete in ("NO ACTION", "RESTRICT"):
+            continue
+        places = {
+            theirs.casefold(): own
+            for own, theirs in zip(foreign_key.columns, foreign_key.parent_columns, strict=True)
+        }
+        names = [places.get(column.name.casefold()) for column in parent.table.key]
+        columns = [table.column(name) for name in names if name is not None]
+        if len(columns) == len(places) == len(parent.table.key):
+            yield Parent(
+                parent.id,
+                tuple(
+                    -column.key if column.key else cell_key(column.id)
+                    for column in columns
+                    if column
+                ),
+                foreign_key.on_delete == "CASCADE",
+            )
+
+
+def fold(
+    conn: sqlite3.Connection,
+    shapes: Mapping[int, Shape],
+    meta: Meta,
+    changeset: int,
+    *,
+    now_ms: int,
+    recorded_ms: int | None = None,
+    adopting: bool = False,
+) -> list[Entry]:
+    """Fold all that is captured into entries of the changeset with this id, and clear the log.
+
+    `recorded_ms` is the one time of a transaction's edits; None lets each row carry the time of
+    its own last capture. With `adopting`, rows are taken at the floor, as they came with their
+    table. Lines of `_reunite_rows` are written; the caller saves the changeset.
+    """
+    entries: list[Entry] = []
+    for table in captured_tables(conn, 0, last_captured(conn)):
+        if table in shapes and shapes[table].hidden_collisions:
+            capture_vanished(conn, shapes[table].tracked, now_ms)
+    last = last_captured(conn)
+    after = 0
+    while after < last:
+        until = min(after + WINDOW, last)
+        for table in captured_tables(conn, after, until):
+            shape = shapes.get(table)
+            if shape is not None:
+                entries += _fold_table(
+                    conn, shape, meta, changeset, after, until, now_ms, recorded_ms, adopting
+                )
+        after = until
+    if last:
+        clear(conn, 0, last)
+    return _with_parents(entries) if any(entry.derived for entry in entries) else entries
+
+
+def _fold_table(
+    conn: sqlite3.Connection,
+    shape: Shape,
+    meta: Meta,
+    changeset: int,
+    after: int,
+    until: int,
+    now_ms: int,
+    recorded_ms: int | None,
+    adopting: bool,
+) -> list[Entry]:
+    entries = []
+    lines = []
+    gone = []
+    for key, captured_ms, row, key_parts, values in shape.captured.read(conn, after, until):
+        problem = key_problem(key_parts)
+        if problem:
+            record_local(conn, shape.tracked, key, key_parts, values, now_ms, problem)
+            continue
+        ref = RowRef(shape.tracked.id, key)
+        at = recorded_ms if recorded_ms is not None else captured_ms
+        try:
+            if adopting:
+                folded = _adopted(shape, changeset, ref, row, values)
+            else:
+                folded = fold_row(shape, meta, changeset, ref, row, values, at)
+        except UnicodeEncodeError:
+            record_local(
+                conn, shape.tracked, key, key_parts, values, now_ms, "its text is not valid UTF-8"
+            )
+            continue
+        if folded is None:
+            continue
+        if folded.entry is not None:
+            if len(folded.entry.document) > DOCUMENT_BYTES_MAX:
+                record_local(
+                    conn,
+                    shape.tracked,
+                    key,
+                    key_parts,
+                    None,
+                    now_ms,
+                    f"the row is over {DOCUMENT_BYTES_MAX} bytes",
+                )
+                continue
+            entries.append(folded.entry)
+        if folded.row is None:
+            gone.append(ref)
+        else:
+            lines.append((ref, folded.row))
+    save_rows(conn, lines)
+    forget_rows(conn, gone)
+    return entries
+
+
+def fold_row(
+    shape: Shape,
+    meta: Meta,
+    changeset: int,
+    ref: RowRef,
+    row: Row | None,
+    values: Sequence[Value] | None,
+    recorded_ms: int,
+) -> Folded | None:
+    """Compare one row of the table (`values`, None when absent) with what we know of it."""
+    known = row.document if row else None
+    if known is None:
+        if values is None:
+            return Folded(None, None) if row else None
+        if row and row.image and not _changed(shape, EMPTY, unpack_image(row.image), values):
+            return None
+        time = edit_time(recorded_ms, meta.offset_ms, 0)
+        return _inserted(shape, stamp(time, meta.replica), changeset, ref, values, recorded_ms)
+    assert row is not None
+    document = decode(known)
+    image = unpack_image(row.image)
+    local_only = row.base is None and row.changeset is None
+    if values is None:
+        if not document.alive or image == ABSENT:
+            return None
+        if local_only:
+            return Folded(None, None)
+        mark = stamp(
+            edit_time(recorded_ms, meta.offset_ms, time_of(document.latest())), meta.replica
+        )
+        delta, kind = Document(NEVER, NEVER, mark, {}), Kind.PARTIAL
+        image = None
+    else:
+        seen = time_of(document.latest())
+        mark = stamp(edit_time(recorded_ms, meta.offset_ms, seen), meta.replica)
+        if not document.alive:
+            if image is not None and not _changed(shape, EMPTY, image, values):
+                return None
+            cells = {key: (mark, value) for key, value in zip(shape.keys, values, strict=True)}
+            delta, kind = Document(mark, mark, NEVER, cells), Kind.WHOLE
+            image = None
+        else:
+            changed = _changed(shape, document, image if image != ABSENT else None, values)
+            if not changed and image != ABSENT:
+                return None
+            if not changed:
+                return Folded(None, row._replace(image=None, mark=None))
+            delta = Document(
+                NEVER, mark, NEVER, {key: (mark, value) for key, value in changed.items()}
+            )
+            kind = Kind.PARTIAL
+            if local_only:
+                delta, kind = whole(merge(document, delta), mark), Kind.WHOLE
+            image = (
+                {key: seen_value for key, seen_value in image.items() if key not in changed} or None
+                if image and image != ABSENT
+                else None
+            )
+    base_time = time_of(decode(row.base).latest()) if row.base else 0
+    merged = merge(document, delta)
+    derived = (
+        _derived(shape, ref, document, delta) if shape.parents and kind == Kind.PARTIAL else None
+    )
+    return Folded(
+        Entry(ref, kind, encode(delta), recorded_ms, base_time, derived),
+        Row(row.base, encode(merged), pack_image(image), changeset, merged.alive, None),
+    )
+
+
+def _derived(shape: Shape, ref: RowRef, before: Document, delta: Document) -> RowRef | None:
+    """The parent whose deletion could have made this edit, by a foreign key's action."""
+    key = key_values(ref.key, shape.captured.key_count)
+    for parent in shape.parents:
+        if parent.cascades != (delta.deleted != NEVER):
+            continue
+        if not parent.cascades and not any(column in delta.cells for column in parent.columns):
+            continue
+        values = [
+            key[-column - 1] if column < 0 else before.cells.get(column, (FLOOR, None))[1]
+            for column in parent.columns
+        ]
+        if None not in values:
+            return RowRef(parent.table, stored_key(values))
+    return None
+
+
+def whole(document: Document, mark: bytes) -> Document:
+    """The document as one edit of everything: how a row that exists nowhere else is sent."""
+    cells: dict[int, Register] = {key: (mark, cell[1]) for key, cell in document.cells.items()}
+    return Document(mark, mark, NEVER, cells)
+
+
+def expected(shape: Shape, document: Document, image: Mapping[int, Value] | None) -> list[Value]:
+    """What the table holds of a living row, in column order."""
+    cells = document.cells
+    found = [
+        cells[key][1] if key in cells else default
+        for key, default in zip(shape.keys, shape.defaults, strict=True)
+    ]
+    if image:
+        found = [image.get(key, value) for key, value in zip(shape.keys, found, strict=True)]
+    return found
+
+
+def _inserted(
+    shape: Shape,
+    mark: bytes,
+    changeset: int,
+    ref: RowRef,
+    values: Sequence[Value],
+    recorded_ms: int,
+) -> Folded:
+    """A row that nobody here knew. Columns at their default get the floor stamp, so that a late
+    "insert if missing" erases nobody's edit."""
+    cells = {
+        key: (FLOOR if value is default or same(value, default) else mark, value)
+        for key, value, default in zip(shape.keys, values, shape.defaults, strict=True)
+    }
+    data = encode(Document(mark, mark, NEVER, cells))
+    return Folded(
+        Entry(ref, Kind.WHOLE, data, recorded_ms, 0), Row(None, data, None, changeset, True, None)
+    )
+
+
+def _adopted(
+    shape: Shape, changeset: int, ref: RowRef, row: Row | None, values: Sequence[Value] | None
+) -> Folded | None:
+    """A row that came with its table: all of it at the floor, below any edit."""
+    if values is None:
+        return None
+    cells = {key: (FLOOR, value) for key, value in zip(shape.keys, values, strict=True)}
+    document = Document(FLOOR, FLOOR, NEVER, cells)
+    known = decode(row.document) if row and row.document else None
+    if known is not None and known.alive and not _changed(shape, known, None, values):
+        return None
+    data = encode(document)
+    merged = encode(merge(known, document)) if known is not None else data
+    return Folded(
+        Entry(ref, Kind.ADOPTED, data, 0, 0),
+        Row(row.base if row else None, merged, None, changeset, True, None),
+    )
+
+
+def _changed(
+    shape: Shape,
+    document: Document,
+    image: Mapping[int, Value] | None,
+    values: Sequence[Value],
+) -> dict[int, Value]:
+    return {
+        key: value
+        for key, value, before in zip(
+            shape.keys, values, expected(shape, document, image), strict=True
+        )
+        if not (value is before or same(value, before))
+    }
+
+
+def _with_parents(entries: list[Entry]) -> list[Entry]:
+    """Keep `derived` only where that parent is deleted in this same changeset."""
+    deleted = {
+        entry.row
+        for entry in entries
+        if entry.kind == Kind.PARTIAL and decode(entry.document).deleted != NEVER
+    }
+    return [
+        entry if entry.derived is None or entry.derived in deleted else entry._replace(derived=None)
+        for entry in entries
+    ]

@@ -1,0 +1,260 @@
+"""The inbox: what the relay has stated, merged into bases and tables when a snapshot is whole.
+
+A page of "the latest state of each row" can hold half a commit, so pages wait in `_reunite_inbox`
+until everything up to the head of their snapshot has arrived; then all is merged in one
+transaction and the cursor moves. A live commit is whole by itself. Only the first load of a file
+that adopted nothing shows rows as they come.
+
+Base is written only here, and only from what the relay states: a stated document replaces the
+base; a changeset acknowledged in a live commit joins it as pushed; one that was committed while
+the client was away is dropped, joining nothing, when the cursor reaches its commit.
+"""
+
+from collections.abc import Iterable
+
+from reunite import outbox
+from reunite.apply import PendingCollision, apply_rows
+from reunite.bookkeeping import Row, lines_of, save_rows
+from reunite.document import EMPTY, Document, decode, encode, merge
+from reunite.errors import FormatError
+from reunite.keys import stored_key, unpack_key
+from reunite.payload import RowRef, Statement, pack_statement, unpack_statement
+from reunite.state import State
+
+
+def receive(state: State, statement: Statement, *, within: bytes = b"") -> bool:
+    """Take in a page or a commit. Returns False when it waits in the inbox, for the rest of its
+    snapshot or for the verdict on a local changeset that it collides with.
+
+    `within` is where the next page goes on. Raises AdoptionConflict (see `adopt`), and FormatError
+    for rows that are not of our format; then nothing has changed.
+    """
+    waiting = _waiting(state)
+    whole = statement.complete
+    adopting = outbox_adopts(state)
+    if whole or not (state.meta.loaded or waiting or adopting):
+        state.conn.execute("SAVEPOINT reunite_inbox")
+        try:
+            integrate(state, [*waiting, statement])
+        except PendingCollision:
+            state.conn.execute("ROLLBACK TO reunite_inbox")
+        else:
+            if waiting:
+                state.conn.execute("DELETE FROM _reunite_inbox")
+            _move_cursor(state, statement, within)
+            return True
+        finally:
+            if state.conn.in_transaction:
+                state.conn.execute("RELEASE reunite_inbox")
+    state.conn.execute(
+        "INSERT INTO _reunite_inbox (kind, message) VALUES (?, ?)",
+        (1 if whole else 0, pack_statement(statement)),
+    )
+    if not whole:
+        _move_cursor(state, statement, within)
+    return False
+
+
+def retry(state: State) -> bool:
+    """Integrate what waits in the inbox after a verdict may have made room; True when done."""
+    waiting = _waiting(state)
+    if not waiting or not waiting[-1].complete:
+        return False
+    state.conn.execute("SAVEPOINT reunite_inbox")
+    try:
+        integrate(state, waiting)
+    except PendingCollision:
+        state.conn.execute("ROLLBACK TO reunite_inbox")
+        return False
+    finally:
+        if state.conn.in_transaction:
+            state.conn.execute("RELEASE reunite_inbox")
+    state.conn.execute("DELETE FROM _reunite_inbox")
+    _move_cursor(state, waiting[-1], b"")
+    return True
+
+
+def is_waiting(state: State) -> bool:
+    """True when a whole snapshot waits for the verdict on a local changeset."""
+    found = state.conn.execute(
+        "SELECT kind FROM _reunite_inbox ORDER BY id DESC LIMIT 1"
+    ).fetchone()
+    return found is not None and found[0] == 1
+
+
+def drop_reached(state: State) -> None:
+    """Drop committed changesets whose commit the cursor has reached already."""
+    lines = _Lines(state)
+    _drop_reached(state, lines, state.meta.seq)
+    changed = lines.changed()
+    apply_rows(state, changed)
+    lines.save_unchanged(changed)
+
+
+def outbox_adopts(state: State) -> bool:
+    """True while rows that came with a table wait to be compared and sent."""
+    return (
+        state.conn.execute("SELECT 1 FROM _reunite_changesets WHERE adopting LIMIT 1").fetchone()
+        is not None
+    )
+
+
+def integrate(state: State, statements: Iterable[Statement]) -> None:
+    """Merge statements into bases and tables, in order, in the caller's transaction."""
+    lines = _Lines(state)
+    by_registry = state.by_registry()
+    seq = 0
+    for statement in statements:
+        stated: dict[RowRef, bytes] = {}
+        for section in statement.rows:
+            tracked = by_registry.get(section.table)
+            if tracked is None:
+                raise FormatError(
+                    f"rows of table {section.table}, which the registry does not have"
+                )
+            count = len(tracked.table.key)
+            for key, document in zip(section.keys, section.documents, strict=True):
+                values = unpack_key(key)
+                if len(values) != count:
+                    raise FormatError(f"a key of {tracked.table.name!r} has {len(values)} parts")
+                stated[RowRef(tracked.id, stored_key(values))] = document
+        for number in statement.acknowledged:
+            _acknowledge(state, lines, number, stated)
+        lines.load(stated)
+        for ref, document in stated.items():
+            row = lines[ref]
+            visible = None
+            if row.changeset is not None and row.visible is not None:
+                visible = encode(merge(decode(document), decode(row.visible)))
+            lines[ref] = row._replace(base=document, visible=visible)
+        if statement.complete:
+            seq = statement.seq
+    if seq:
+        _drop_reached(state, lines, seq)
+    changed = lines.changed()
+    changed.update(_blocked(state, changed))
+    apply_rows(state, changed)
+    lines.save_unchanged(changed)
+
+
+class _Lines:
+    """The lines that an integration touches, as they were and as they become."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._before: dict[RowRef, Row] = {}
+        self._now: dict[RowRef, Row] = {}
+
+    def load(self, refs: Iterable[RowRef]) -> None:
+        """Read lines in batches; one that does not exist is empty."""
+        found = lines_of(self._state.conn, (ref for ref in refs if ref not in self._now))
+        self._before |= found
+        self._now |= found
+
+    def __getitem__(self, ref: RowRef) -> Row:
+        return self._now[ref]
+
+    def __setitem__(self, ref: RowRef, row: Row) -> None:
+        self._now[ref] = row
+
+    def changed(self) -> dict[RowRef, Row]:
+        """The lines whose visible document became another: their tables have to be written."""
+        return {
+            ref: row
+            for ref, row in self._now.items()
+            if row.document != self._before[ref].document or self._before[ref].mark is not None
+        }
+
+    def save_unchanged(self, changed: dict[RowRef, Row]) -> None:
+        """Write the lines that changed without their visible document."""
+        save_rows(
+            self._state.conn,
+            [
+                (ref, row)
+                for ref, row in self._now.items()
+                if ref not in changed and row != self._before[ref]
+            ],
+        )
+
+
+def _acknowledge(state: State, lines: _Lines, number: int, stated: dict[RowRef, bytes]) -> None:
+    changeset = outbox.by_number(state.conn, number)
+    if changeset is None:
+        return
+    entries = changeset.entries()
+    lines.load(entry.row for entry in entries)
+    for entry in entries:
+        row = lines[entry.row]
+        base = row.base
+        if entry.row not in stated:
+            base = (
+                entry.document
+                if base is None
+                else encode(merge(decode(base), decode(entry.document)))
+            )
+        if row.changeset == changeset.id:
+            row = row._replace(changeset=None, visible=None)
+        lines[entry.row] = row._replace(base=base)
+    outbox.remove(state.conn, changeset.id)
+    state.meta.acknowledged = max(state.meta.acknowledged, number)
+
+
+def _drop_reached(state: State, lines: _Lines, seq: int) -> None:
+    """Drop the changesets that the relay committed at or before this seq; what they did has
+    arrived as rows."""
+    for changeset in outbox.reached(state.conn, seq):
+        refs = [entry.row for entry in changeset.entries()]
+        lines.load(refs)
+        outbox.remove(state.conn, changeset.id)
+        again = []
+        for ref in refs:
+            row = lines[ref]
+            if row.changeset == changeset.id:
+                lines[ref] = row._replace(changeset=None, visible=None)
+            else:
+                again.append(ref)
+        for ref, document in visible_of(state, {ref: lines[ref] for ref in again}).items():
+            lines[ref] = lines[ref]._replace(visible=encode(document))
+
+
+def visible_of(state: State, rows: dict[RowRef, Row]) -> dict[RowRef, Document]:
+    """Base joined with all pending entries, made anew, of the rows that have any pending."""
+    if not rows:
+        return {}
+    visible = {ref: decode(row.base) if row.base else EMPTY for ref, row in rows.items()}
+    touched = set()
+    for changeset in outbox.pending(state.conn):
+        for entry in changeset.entries():
+            if entry.row in visible:
+                visible[entry.row] = merge(visible[entry.row], decode(entry.document))
+                touched.add(entry.row)
+    return {ref: visible[ref] for ref in touched}
+
+
+def _blocked(state: State, but: dict[RowRef, Row]) -> dict[RowRef, Row]:
+    found = {
+        RowRef(table, key): Row(*fields)
+        for table, key, *fields in state.conn.execute(
+            "SELECT tbl, key, base, visible, image, changeset, alive, mark FROM _reunite_rows"
+            " WHERE mark = 'blocked'"
+        ).fetchall()
+    }
+    return {ref: row for ref, row in found.items() if ref not in but}
+
+
+def _move_cursor(state: State, statement: Statement, within: bytes) -> None:
+    meta = state.meta
+    if statement.complete:
+        meta.seq, meta.token, meta.loaded = statement.seq, statement.token, 1
+        meta.load_seq = meta.load_within = None
+        meta.last_sync_ms = state.now_ms
+    else:
+        meta.load_seq, meta.load_within = statement.seq, within
+    state.save()
+
+
+def _waiting(state: State) -> list[Statement]:
+    return [
+        unpack_statement(message)
+        for (message,) in state.conn.execute("SELECT message FROM _reunite_inbox ORDER BY id")
+    ]

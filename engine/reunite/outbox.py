@@ -1,0 +1,245 @@
+"""The outbox: changesets on their way to the relay, in order. Owns their numbers and freezing.
+
+A changeset gets its nonce when it is made and its number when it is first sent; from then on its
+payload is frozen until the relay's verdict. A rejected number is used again by its successor.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from reunite.bookkeeping import CHANGESET_ID_STEP, lines_of, save_rows
+from reunite.clock import FLOOR, edit_time, stamp, time_of
+from reunite.document import Document, decode, encode
+from reunite.payload import Entry, Kind, RowRef, pack_entries, unpack_entries
+from reunite.state import State
+
+# A loose changeset may be split anywhere, so it is kept small enough that one bad row holds up
+# little and a batch at the relay can be filled with several.
+LOOSE_ROWS_MAX: Final = 1_000
+LOOSE_BYTES_MAX: Final = 1 << 20
+
+
+class Changeset(NamedTuple):
+    """A line of the outbox. `seq` is set when the relay has it but we have not reached it."""
+
+    id: int
+    number: int | None
+    nonce: bytes
+    loose: bool
+    adopting: bool
+    attempts: int
+    seq: int | None
+    payload: bytes
+
+    def entries(self) -> list[Entry]:
+        """The changeset's entries."""
+        return unpack_entries(self.payload)
+
+
+_COLUMNS: Final = "id, number, nonce, loose, adopting, attempts, seq, payload"
+
+
+def next_id(conn: sqlite3.Connection) -> int:
+    """The id for a changeset after all others."""
+    last: int | None = conn.execute("SELECT max(id) FROM _reunite_changesets").fetchone()[0]
+    return (last or 0) + CHANGESET_ID_STEP
+
+
+def add(
+    state: State, changeset: int, entries: Sequence[Entry], *, loose: bool, adopting: bool = False
+) -> None:
+    """Put entries at the end of the outbox. `changeset` is what the rows' lines name: the id of
+    the last, where a large loose one becomes several in the room before it."""
+    if not entries:
+        return
+    parts = list(_parts(entries)) if loose else [list(entries)]
+    room = CHANGESET_ID_STEP // len(parts)
+    for index, part in enumerate(parts, start=1):
+        number = changeset - (len(parts) - index) * room
+        insert(state, number, part, loose=loose, adopting=adopting)
+
+
+def insert(
+    state: State,
+    changeset: int,
+    entries: Sequence[Entry],
+    *,
+    loose: bool,
+    adopting: bool = False,
+    attempts: int = 0,
+) -> None:
+    """Write one new line with a fresh nonce."""
+    state.conn.execute(
+        "INSERT INTO _reunite_changesets (id, nonce, loose, adopting, attempts, rows, payload)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            changeset,
+            state.chance.nonce(),
+            loose,
+            adopting,
+            attempts,
+            len(entries),
+            pack_entries(entries),
+        ),
+    )
+
+
+def pending(conn: sqlite3.Connection) -> Iterator[Changeset]:
+    """All changesets that the relay is not known to have, in order."""
+    for fields in conn.execute(
+        f"SELECT {_COLUMNS} FROM _reunite_changesets WHERE seq IS NULL ORDER BY id"
+    ).fetchall():
+        yield _changeset(fields)
+
+
+def by_number(conn: sqlite3.Connection, number: int) -> Changeset | None:
+    """The changeset that was sent under this number and has no verdict."""
+    fields = conn.execute(
+        f"SELECT {_COLUMNS} FROM _reunite_changesets WHERE number = ? AND seq IS NULL", (number,)
+    ).fetchone()
+    return _changeset(fields) if fields else None
+
+
+def reached(conn: sqlite3.Connection, seq: int) -> list[Changeset]:
+    """The changesets that were committed at or before this seq."""
+    return [
+        _changeset(fields)
+        for fields in conn.execute(
+            f"SELECT {_COLUMNS} FROM _reunite_changesets WHERE seq <= ? ORDER BY id", (seq,)
+        ).fetchall()
+    ]
+
+
+def remove(conn: sqlite3.Connection, changeset: int) -> None:
+    """Take a changeset out of the outbox."""
+    conn.execute("DELETE FROM _reunite_changesets WHERE id = ?", (changeset,))
+
+
+def replace_entries(conn: sqlite3.Connection, changeset: int, entries: Sequence[Entry]) -> None:
+    """Write a changeset's entries anew."""
+    conn.execute(
+        "UPDATE _reunite_changesets SET rows = ?, payload = ? WHERE id = ?",
+        (len(entries), pack_entries(entries), changeset),
+    )
+
+
+def nonces(conn: sqlite3.Connection, limit: int) -> list[bytes]:
+    """The first pending nonces, whose numbers follow on from the acknowledged one."""
+    return [
+        row[0]
+        for row in conn.execute(
+            "SELECT nonce FROM _reunite_changesets WHERE seq IS NULL ORDER BY id LIMIT ?", (limit,)
+        )
+    ]
+
+
+def freeze(state: State, *, changesets_max: int, bytes_max: int) -> list[Changeset]:
+    """Number the next unsent changesets, up to these bounds but at least one if any, and return
+    them. They are frozen from now on."""
+    last: int | None = state.conn.execute(
+        "SELECT max(number) FROM _reunite_changesets WHERE seq IS NULL"
+    ).fetchone()[0]
+    number = max(last or 0, state.meta.acknowledged)
+    taken: list[Changeset] = []
+    size = 0
+    for fields in state.conn.execute(
+        f"SELECT {_COLUMNS} FROM _reunite_changesets WHERE number IS NULL AND seq IS NULL"
+        " ORDER BY id LIMIT ?",
+        (changesets_max,),
+    ):
+        found = _changeset(fields)
+        size += len(found.payload)
+        if taken and size > bytes_max:
+            break
+        number += 1
+        taken.append(found._replace(number=number))
+    state.conn.executemany(
+        "UPDATE _reunite_changesets SET number = ? WHERE id = ?",
+        [(found.number, found.id) for found in taken],
+    )
+    return taken
+
+
+def sent(conn: sqlite3.Connection, after: int, *, changesets_max: int) -> list[Changeset]:
+    """Frozen changesets above a number, to be sent again after a reconnect."""
+    return [
+        _changeset(fields)
+        for fields in conn.execute(
+            f"SELECT {_COLUMNS} FROM _reunite_changesets WHERE seq IS NULL AND number > ?"
+            " ORDER BY number LIMIT ?",
+            (after, changesets_max),
+        ).fetchall()
+    ]
+
+
+def thaw(state: State, after: int) -> None:
+    """Unfreeze what was sent above a number: it will be sent again with new nonces."""
+    ids = state.conn.execute(
+        "SELECT id FROM _reunite_changesets WHERE seq IS NULL AND number > ?", (after,)
+    ).fetchall()
+    state.conn.executemany(
+        "UPDATE _reunite_changesets SET number = NULL, nonce = ? WHERE id = ?",
+        [(state.chance.nonce(), changeset) for (changeset,) in ids],
+    )
+
+
+def restamp(state: State) -> set[RowRef]:
+    """Stamp all unsent entries again from what was recorded: after the clock's offset or the
+    replica's id has changed. Returns the rows whose pending changed; their lines are stale."""
+    chain: dict[RowRef, int] = {}
+    changed: set[RowRef] = set()
+    for changeset in pending(state.conn):
+        entries = changeset.entries()
+        fresh = []
+        for entry in entries:
+            floor = chain.get(entry.row, 0)
+            time = edit_time(entry.recorded_ms, state.meta.offset_ms, max(entry.seen, floor))
+            document = decode(entry.document)
+            if changeset.number is not None or entry.kind == Kind.ADOPTED:
+                chain[entry.row] = max(floor, time_of(document.latest()))
+                fresh.append(entry)
+                continue
+            chain[entry.row] = time
+            stamped = encode(with_stamp(document, stamp(time, state.meta.replica)))
+            if stamped != entry.document:
+                changed.add(entry.row)
+            fresh.append(entry._replace(document=stamped))
+        if fresh != entries:
+            replace_entries(state.conn, changeset.id, fresh)
+    return changed
+
+
+def with_stamp(document: Document, mark: bytes) -> Document:
+    """An entry's document with its one stamp replaced; what is at the floor or never stays."""
+    born, edited, deleted, cells = document
+    return Document(
+        mark if born else born,
+        mark if edited else edited,
+        mark if deleted else deleted,
+        {key: cell if cell[0] == FLOOR else (mark, cell[1]) for key, cell in cells.items()},
+    )
+
+
+def point_lines_at(state: State, changeset: int, refs: Sequence[RowRef]) -> None:
+    """Let the rows' lines name this changeset as their last pending one."""
+    rows = lines_of(state.conn, refs)
+    save_rows(state.conn, [(ref, row._replace(changeset=changeset)) for ref, row in rows.items()])
+
+
+def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    part: list[Entry] = []
+    size = 0
+    for entry in entries:
+        size += len(entry.document)
+        if part and (len(part) >= LOOSE_ROWS_MAX or size > LOOSE_BYTES_MAX):
+            yield part
+            part, size = [], len(entry.document)
+        part.append(entry)
+    if part:
+        yield part
+
+
+def _changeset(fields: Sequence[Any]) -> Changeset:
+    changeset, number, nonce, loose, adopting, attempts, seq, payload = fields
+    return Changeset(changeset, number, nonce, bool(loose), bool(adopting), attempts, seq, payload)

@@ -1,0 +1,140 @@
+"""The registry: how the relay numbers tables and columns, and what this file makes of it.
+
+Before a file meets a relay, its documents number columns in order of declaration. The registry's
+numbers replace them once, in every document that the file keeps. Tables of the realm that the file
+lacks are created from their description; where an untracked table of the name exists, it is left
+alone, and the realm's rows are kept as documents until it is tracked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from reunite import outbox
+from reunite.adopt import match_ids
+from reunite.bookkeeping import Row, Tracked, save_rows, save_table
+from reunite.capture import install
+from reunite.ddl import create_statements
+from reunite.document import Document, cell_key, decode, encode
+from reunite.payload import ABSENT, RowRef, pack_image, unpack_image
+from reunite.schema import PROVISIONAL_ID, Table, parents_first
+from reunite.state import State
+
+
+def take_registry(state: State, tables: Sequence[Table]) -> None:
+    """Take over the relay's registry: number what is here by it, create what is not here."""
+    by_name = {t.table.name.casefold(): t for t in state.tables.values()}
+    by_registry = state.by_registry()
+    changed = False
+    for table in parents_first(tables):
+        known = by_registry.get(table.id) or by_name.get(table.name.casefold())
+        if known is None:
+            _create(state, table)
+            changed = True
+        elif known.remote != table:
+            _renumber(state, known, table)
+            changed = True
+    if changed:
+        state.tables_changed()
+
+
+def undescribed(state: State) -> list[Table]:
+    """The tracked tables that the registry lacks, or lacks columns of, parents first."""
+    return parents_first(
+        [
+            tracked.table
+            for tracked in state.tables.values()
+            if tracked.tracked
+            and (
+                tracked.remote is None
+                or any(column.id >= PROVISIONAL_ID for column in tracked.table.columns)
+            )
+        ]
+    )
+
+
+def left_alone(state: State) -> list[str]:
+    """The realm's tables that this file has under the same name without tracking them."""
+    return [t.table.name for t in state.tables.values() if not t.tracked]
+
+
+def _create(state: State, table: Table) -> None:
+    number = max(state.tables, default=0) + 1
+    exists = state.conn.execute(
+        "SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table.name,)
+    ).fetchone()
+    if exists:
+        tracked = Tracked(number, table, False, table)
+    else:
+        taken = {
+            name.casefold()
+            for (name,) in state.conn.execute("SELECT name FROM sqlite_master").fetchall()
+        }
+        for statement in create_statements(table, taken):
+            state.conn.execute(statement)
+        sql = state.conn.execute(
+            "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,)
+        ).fetchone()[0]
+        tracked = Tracked(number, table, True, table, sql)
+        install(state.conn, tracked)
+    save_table(state.conn, tracked)
+    state.tables = {**state.tables, number: tracked}
+
+
+def _renumber(state: State, known: Tracked, remote: Table) -> None:
+    table = match_ids(state, known.table, remote) if known.tracked else remote
+    ids = {}
+    for column in known.table.columns:
+        now = table.column(column.name)
+        # A provisional column that the registry still lacks keeps the number it has.
+        if now is not None and not (now.id >= PROVISIONAL_ID and column.id >= PROVISIONAL_ID):
+            ids[column.id] = now.id
+    table = table.renumbered(
+        {
+            column.name: ids.get(column.id, column.id)
+            for column in (known.table.columns if known.tracked else table.columns)
+        }
+    )
+    save_table(state.conn, replace(known, table=table, remote=remote))
+    moved = {cell_key(old): cell_key(new) for old, new in ids.items() if old != new}
+    if moved:
+        _rekey_rows(state, known.id, moved)
+        _rekey_outbox(state, known.id, moved)
+
+
+def _rekeyed(document: Document, moved: dict[int, int]) -> Document:
+    return document._replace(
+        cells={moved.get(key, key): cell for key, cell in document.cells.items()}
+    )
+
+
+def _rekey_rows(state: State, table: int, moved: dict[int, int]) -> None:
+    lines = []
+    for key, base, visible, image, *rest in state.conn.execute(
+        "SELECT key, base, visible, image, changeset, alive, mark FROM _reunite_rows WHERE tbl = ?",
+        (table,),
+    ).fetchall():
+        seen = unpack_image(image)
+        if seen is not None and seen != ABSENT:
+            seen = {moved.get(cell, cell): value for cell, value in seen.items()}
+        row = Row(
+            # What the relay stated is numbered by the registry already.
+            base,
+            encode(_rekeyed(decode(visible), moved)) if visible else None,
+            pack_image(seen),
+            *rest,
+        )
+        lines.append((RowRef(table, key), row))
+    save_rows(state.conn, lines)
+
+
+def _rekey_outbox(state: State, table: int, moved: dict[int, int]) -> None:
+    for changeset in outbox.pending(state.conn):
+        entries = changeset.entries()
+        fresh = [
+            entry._replace(document=encode(_rekeyed(decode(entry.document), moved)))
+            if entry.row.table == table
+            else entry
+            for entry in entries
+        ]
+        if fresh != entries:
+            outbox.replace_entries(state.conn, changeset.id, fresh)

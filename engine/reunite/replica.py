@@ -1,0 +1,433 @@
+"""The replica: what an app's file does as a party to sync, each verb one whole transaction.
+
+Synchronous and without I/O but the SQLite connection it is given; the time and chance it needs
+are passed in. Every verb begins with BEGIN IMMEDIATE and folds what other programs wrote, so that
+nothing that is in the tables is overwritten unseen.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from reunite import adopt, inbox, outbox, registry, verdicts
+from reunite.bookkeeping import Tracked, is_prepared, prepare
+from reunite.capture import last_captured
+from reunite.clock import OFFSET_MS_MIN
+from reunite.errors import RealmMismatch, SyncError
+from reunite.fold import fold
+from reunite.keys import key_values, pack_key
+from reunite.payload import Statement
+from reunite.rescan import notice_schema_changes
+from reunite.schema import Table, parents_first, read_table, table_names
+from reunite.state import Chance, State, StateCache
+from reunite.verdicts import Rejection
+
+# More pending nonces than this are not listed in a greeting; the rest follow from the order.
+NONCES_LISTED_MAX = 65_536
+
+
+class Greeting(NamedTuple):
+    """What this replica says of itself when it meets a relay; see the protocol's Hello."""
+
+    realm: bytes | None
+    replica: int
+    acknowledged: int
+    nonces: tuple[bytes, ...]
+    seq: int
+    token: bytes
+
+
+class OutgoingRows(NamedTuple):
+    """Rows of one table of a changeset, in the registry's numbers; see the protocol's Push."""
+
+    table: int
+    keys: list[bytes]
+    documents: list[bytes]
+    kinds: list[int]
+    derived: list[tuple[int, int, bytes]]
+
+
+class Outgoing(NamedTuple):
+    """A frozen changeset, ready to be sent."""
+
+    number: int
+    nonce: bytes
+    loose: bool
+    rows: list[OutgoingRows]
+    size: int
+
+
+class Position(NamedTuple):
+    """Where the next page goes on."""
+
+    seq: int
+    within: bytes
+
+
+class Standing(NamedTuple):
+    """What a user wants to know of a file: counts and identity."""
+
+    replica: int
+    realm: bytes | None
+    seq: int
+    pending: int
+    rejected: int
+    blocked: int
+    last_sync_ms: int | None
+    loaded: bool
+    left_alone: tuple[str, ...]
+
+
+class Replica:
+    """The sync state of one SQLite file, over one connection that nobody else uses."""
+
+    def __init__(
+        self, conn: sqlite3.Connection, *, chance: Chance, clock: Callable[[], int]
+    ) -> None:
+        """`clock` returns milliseconds since 1970; `conn` is in autocommit mode."""
+        self.conn = conn
+        self._chance = chance
+        self._clock = clock
+        self._cache = StateCache()
+        self._data_version = -1
+
+    @contextmanager
+    def transaction(self) -> Iterator[State]:
+        """One transaction with the replica's state, committed at the end or rolled back whole."""
+        state = self.begin(self.conn)
+        try:
+            yield state
+            self.commit(state)
+        except BaseException:
+            if self.conn.in_transaction:
+                self.conn.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[State]:
+        """The replica's state in a read transaction, which waits for nobody."""
+        self.conn.execute("BEGIN")
+        try:
+            yield self._cache.load(self.conn, self._chance, self._clock())
+        finally:
+            if self.conn.in_transaction:
+                self.conn.execute("ROLLBACK")
+
+    def begin(self, conn: sqlite3.Connection) -> State:
+        """Begin a transaction on this or another connection of the same file."""
+        conn.execute("BEGIN IMMEDIATE")
+        try:
+            return self._cache.load(conn, self._chance, self._clock())
+        except BaseException:
+            conn.execute("ROLLBACK")
+            raise
+
+    def commit(self, state: State) -> None:
+        """Commit what `begin` began."""
+        state.conn.execute("COMMIT")
+        self._cache.keep(state)
+
+    def prepare(self) -> None:
+        """Make our tables in the file if it has none. Raises FileError."""
+        if is_prepared(self.conn):
+            with self.transaction():
+                return
+        self.conn.execute("BEGIN IMMEDIATE")
+        try:
+            prepare(self.conn, self._chance.replica)
+            self.conn.execute("COMMIT")
+        except BaseException:
+            if self.conn.in_transaction:
+                self.conn.execute("ROLLBACK")
+            raise
+
+    # The app's side.
+
+    def track(self, names: Sequence[str]) -> list[str]:
+        """Track tables, or none of them; returns those that were not tracked before."""
+        with self.transaction() as state:
+            fold_strangers(state)
+            tables = parents_first([read_table(state.conn, name) for name in names])
+            return [table.name for table in tables if adopt.track(state, table.name)]
+
+    def untracked(self) -> list[str]:
+        """The user's tables that are not tracked, in order of creation."""
+        with self.reading() as state:
+            tracked = {t.table.name for t in state.tables.values() if t.tracked}
+            return [name for name in table_names(state.conn) if name not in tracked]
+
+    def tables(self) -> list[Tracked]:
+        """The realm's tables in this file."""
+        with self.reading() as state:
+            return list(state.tables.values())
+
+    def poll(self) -> bool:
+        """Fold what other programs wrote. True when the file has changed since the last call, so
+        that there may be something to send. Cheap when nothing happened: one PRAGMA.
+
+        While another connection is writing it returns False and the next call tries again.
+        """
+        # Read before the fold, so that a write in between is noticed at the next poll.
+        version: int = self.conn.execute("PRAGMA data_version").fetchone()[0]
+        if version == self._data_version:
+            return False
+        if self._has_news():
+            patience: int = self.conn.execute("PRAGMA busy_timeout").fetchone()[0]
+            self.conn.execute("PRAGMA busy_timeout = 0")
+            try:
+                with self.transaction() as state:
+                    fold_strangers(state)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                return False
+            finally:
+                self.conn.execute(f"PRAGMA busy_timeout = {patience}")
+        self._data_version = version
+        return True
+
+    def unsent(self) -> bool:
+        """True when a changeset waits to be sent for the first time."""
+        found = self.conn.execute(
+            "SELECT 1 FROM _reunite_changesets WHERE number IS NULL AND seq IS NULL LIMIT 1"
+        ).fetchone()
+        return found is not None
+
+    def standing(self) -> Standing:
+        """Counts and identity, as stored; nothing is folded."""
+        with self.reading() as state:
+            meta = state.meta
+
+            def count(sql: str) -> int:
+                found: int = state.conn.execute(sql).fetchone()[0]
+                return found
+
+            return Standing(
+                meta.replica,
+                meta.realm,
+                meta.seq,
+                count("SELECT count(*) FROM _reunite_changesets"),
+                count("SELECT count(*) FROM reunite_rejected"),
+                count("SELECT count(*) FROM _reunite_rows WHERE mark = 'blocked'"),
+                meta.last_sync_ms,
+                bool(meta.loaded),
+                tuple(registry.left_alone(state)),
+            )
+
+    def acknowledged(self) -> int:
+        """The highest changeset number that the relay has resolved."""
+        with self.reading() as state:
+            return state.meta.acknowledged
+
+    def queued(self) -> int:
+        """How many changesets the relay has not resolved."""
+        found: int = self.conn.execute("SELECT count(*) FROM _reunite_changesets").fetchone()[0]
+        return found
+
+    def outbox_mark(self) -> int:
+        """Names all local work up to now, for `has_reached`; folds first."""
+        with self.transaction() as state:
+            fold_strangers(state)
+            return outbox.next_id(state.conn) - 1
+
+    def has_reached(self, seq: int, mark: int) -> bool:
+        """True when everything up to commit `seq` is here and all work up to `mark` resolved."""
+        with self.reading() as state:
+            left = state.conn.execute(
+                "SELECT 1 FROM _reunite_changesets WHERE id <= ? OR attempts > 0 LIMIT 1", (mark,)
+            ).fetchone()
+            return state.meta.seq >= seq and left is None
+
+    # The relay's side.
+
+    def greeting(self) -> Greeting:
+        """What to say to a relay; folds first, so that all that is pending is named."""
+        with self.transaction() as state:
+            fold_strangers(state)
+            meta = state.meta
+            return Greeting(
+                meta.realm,
+                meta.replica,
+                meta.acknowledged,
+                tuple(outbox.nonces(state.conn, NONCES_LISTED_MAX)),
+                meta.seq if meta.loaded else 0,
+                meta.token if meta.loaded else b"",
+            )
+
+    def welcome(
+        self,
+        *,
+        realm: bytes,
+        offset_ms: int,
+        fork: bool,
+        known: Sequence[tuple[int, int]],
+    ) -> None:
+        """Take in the relay's answer to the greeting. After a `fork` greet again: the replica has
+        a new id. Raises RealmMismatch."""
+        with self.transaction() as state:
+            meta = state.meta
+            if meta.realm is not None and meta.realm != realm:
+                raise RealmMismatch(
+                    f"this file belongs to realm {meta.realm.hex()} and the relay serves"
+                    f" {realm.hex()}; sync with the relay it was synced with, or use a new file",
+                    "realm",
+                )
+            meta.realm = realm
+            state.save("realm")
+            offset_ms = offset_ms if abs(offset_ms) >= OFFSET_MS_MIN else 0
+            if abs(offset_ms - meta.offset_ms) >= OFFSET_MS_MIN or (
+                not offset_ms and meta.offset_ms
+            ):
+                meta.offset_ms = offset_ms
+                state.save("offset_ms")
+                verdicts.restamp(state)
+            if fork:
+                verdicts.rejoin(state, known)
+            elif known:
+                verdicts.mark_known(state, known, counted_from=meta.acknowledged)
+                meta.acknowledged = max(number for number, _ in known)
+                state.save("acknowledged")
+
+    def take_registry(self, tables: Sequence[Table]) -> list[Table]:
+        """Take over the realm's tables; returns those that the relay lacks, parents first."""
+        with self.transaction() as state:
+            fold_strangers(state)
+            registry.take_registry(state, tables)
+            notice_schema_changes(state)
+            return registry.undescribed(state)
+
+    def undescribed(self) -> list[Table]:
+        """The tracked tables that the relay's registry lacks, parents first."""
+        with self.reading() as state:
+            return registry.undescribed(state)
+
+    def position(self) -> Position:
+        """Where to pull from: the middle of a load, or the cursor."""
+        with self.reading() as state:
+            meta = state.meta
+            if meta.load_seq is not None:
+                return Position(meta.load_seq, meta.load_within or b"")
+            return Position(meta.seq if meta.loaded else 0, b"")
+
+    def receive(
+        self, statement: Statement, *, within: bytes = b"", choice: adopt.Choice | None = None
+    ) -> bool:
+        """Take in a page or a live commit; True when it is in the tables now. See `inbox`."""
+        with self.transaction() as state:
+            fold_strangers(state)
+            done = inbox.receive(state, statement, within=within)
+            if done and statement.complete and inbox.outbox_adopts(state):
+                adopt.reconcile(state, choice)
+            return done
+
+    def reconcile(self, choice: adopt.Choice | None = None) -> None:
+        """Compare what was adopted since the last load with the realm. Raises AdoptionConflict."""
+        with self.transaction() as state:
+            if state.meta.loaded and inbox.outbox_adopts(state):
+                fold_strangers(state)
+                adopt.reconcile(state, choice)
+
+    def know(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """These numbers were committed at these seqs while the stream was not live."""
+        with self.transaction() as state:
+            for number, seq in pairs:
+                changeset = outbox.by_number(state.conn, number)
+                if changeset is not None:
+                    state.conn.execute(
+                        "UPDATE _reunite_changesets SET seq = ? WHERE id = ?", (seq, changeset.id)
+                    )
+                state.meta.acknowledged = max(state.meta.acknowledged, number)
+            state.save("acknowledged")
+            if any(seq <= state.meta.seq for _, seq in pairs):
+                inbox.drop_reached(state)
+            inbox.retry(state)
+
+    def reject(self, number: int, nonce: bytes, reason: str, message: str) -> list[Rejection]:
+        """Take in a refusal and revert; the next push has this number."""
+        with self.transaction() as state:
+            fold_strangers(state)
+            rejections = verdicts.reject(state, number, nonce, reason, message)
+            inbox.retry(state)
+            return rejections
+
+    def outgoing(self, *, changesets_max: int, bytes_max: int) -> list[Outgoing]:
+        """Freeze and return the next changesets to send, in order; none while a first load is
+        under way or the registry lacks a table."""
+        if not self.unsent() and not self._has_news():
+            return []
+        with self.transaction() as state:
+            fold_strangers(state)
+            if not state.meta.loaded or registry.undescribed(state) or inbox.outbox_adopts(state):
+                return []
+            taken = outbox.freeze(state, changesets_max=changesets_max, bytes_max=bytes_max)
+            return [_outgoing(state, changeset) for changeset in taken]
+
+    def unanswered(self, after: int, *, changesets_max: int) -> list[Outgoing]:
+        """Changesets that were sent before above this number and have no verdict."""
+        with self.reading() as state:
+            sent = outbox.sent(state.conn, after, changesets_max=changesets_max)
+            return [_outgoing(state, changeset) for changeset in sent]
+
+    def _has_news(self) -> bool:
+        """True when there are captures, or the schema moved."""
+        if last_captured(self.conn):
+            return True
+        stored = self.conn.execute(
+            "SELECT value FROM _reunite_meta WHERE name = 'schema_version'"
+        ).fetchone()
+        return bool(self.conn.execute("PRAGMA schema_version").fetchone() != stored)
+
+
+def fold_strangers(state: State) -> bool:
+    """Fold what other programs wrote into a loose changeset; True when there was any edit."""
+    return _fold(state, recorded_ms=None)
+
+
+def fold_own(state: State) -> bool:
+    """Fold this transaction's own writes into one changeset that carries one time."""
+    return _fold(state, recorded_ms=state.now_ms)
+
+
+def _fold(state: State, recorded_ms: int | None) -> bool:
+    notice_schema_changes(state)
+    if not last_captured(state.conn):
+        return False
+    changeset = outbox.next_id(state.conn)
+    entries = fold(
+        state.conn,
+        state.shapes,
+        state.meta,
+        changeset,
+        now_ms=state.now_ms,
+        recorded_ms=recorded_ms,
+    )
+    outbox.add(state, changeset, entries, loose=recorded_ms is None)
+    return bool(entries)
+
+
+def _outgoing(state: State, changeset: outbox.Changeset) -> Outgoing:
+    assert changeset.number is not None
+    sections: dict[int, OutgoingRows] = {}
+    for entry in changeset.entries():
+        tracked = state.tables[entry.row.table]
+        if tracked.registry is None:
+            raise SyncError(f"table {tracked.table.name!r} is not registered at the relay yet")
+        section = sections.get(tracked.registry)
+        if section is None:
+            section = sections[tracked.registry] = OutgoingRows(tracked.registry, [], [], [], [])
+        if entry.derived is not None:
+            parent = state.tables[entry.derived.table]
+            values = key_values(entry.derived.key, len(parent.table.key))
+            if parent.registry is not None:
+                section.derived.append((len(section.keys), parent.registry, pack_key(values)))
+        section.keys.append(pack_key(key_values(entry.row.key, len(tracked.table.key))))
+        section.documents.append(entry.document)
+        section.kinds.append(int(entry.kind))
+    return Outgoing(
+        changeset.number,
+        changeset.nonce,
+        changeset.loose,
+        list(sections.values()),
+        len(changeset.payload),
+    )

@@ -1,0 +1,246 @@
+"""Verdicts: what happens to pending work that the relay refuses. Owns split, revert and rejoin.
+
+A refused changeset that is `loose` (other programs' writes, adopted rows) is split, parents first,
+and pushed again; a row refused alone gets one more try at the end, when what it needs may have
+arrived. What is given up is kept in `reunite_rejected` and reverted exactly: visible becomes base
+joined with the rest of the pending work. An adopted row is never touched: it stays, local.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from reunite import outbox
+from reunite.adopt import rebuild
+from reunite.bookkeeping import CHANGESET_ID_STEP, Row, lines_of, save_rows
+from reunite.clock import NEVER, edit_time, stamp
+from reunite.document import decode, encode, merge
+from reunite.fold import whole
+from reunite.outbox import Changeset
+from reunite.payload import Entry, Kind, RowRef
+from reunite.rejected import record_entry
+from reunite.schema import parents_first
+from reunite.state import State
+
+# The clock was wrong, not the work: it is stamped again.
+CLOCK_AHEAD: Final = "clock-ahead"
+# The relay lacks the row that an entry adds to: it is sent whole.
+NEED_WHOLE: Final = "need-whole"
+DEPENDS_ON: Final = "depends-on"
+
+
+class Rejection(NamedTuple):
+    """What the app is told of a changeset that was given up: rows as (table, key)."""
+
+    reason: str
+    message: str
+    rows: tuple[tuple[str, object], ...]
+
+
+def reject(state: State, number: int, nonce: bytes, reason: str, message: str) -> list[Rejection]:
+    """Take in the relay's refusal. Returns what was given up; the rest goes again from `number`."""
+    changeset = outbox.by_number(state.conn, number)
+    if changeset is None or changeset.nonce != nonce:
+        return []
+    outbox.thaw(state, number - 1)
+    if reason == CLOCK_AHEAD:
+        restamp(state)
+        return []
+    entries = changeset.entries()
+    if reason == NEED_WHOLE and any(entry.kind == Kind.PARTIAL for entry in entries):
+        _send_whole(state, changeset, entries)
+        return []
+    if changeset.loose and len(entries) > 1:
+        _split(state, changeset, entries)
+        return []
+    if changeset.loose and changeset.attempts == 0 and _move_to_end(state, changeset, entries):
+        return []
+    return _give_up(state, changeset, reason, message)
+
+
+def restamp(state: State) -> None:
+    """Stamp unsent work again after the clock's offset became another."""
+    stale = outbox.restamp(state)
+    if stale:
+        rebuild(state, lines_of(state.conn, stale))
+
+
+def rejoin(state: State, known: Sequence[tuple[int, int]]) -> None:
+    """Become a new replica: this file was copied or restored, and its history is not its own.
+
+    `known` pairs (number, seq) are in already and go when the cursor reaches them; the rest is
+    stamped and numbered anew under a new replica id.
+    """
+    mark_known(state, known, counted_from=state.meta.acknowledged)
+    state.meta.replica = state.chance.replica()
+    state.meta.acknowledged = 0
+    state.save("replica", "acknowledged")
+    outbox.thaw(state, -1)
+    restamp(state)
+
+
+def mark_known(state: State, known: Sequence[tuple[int, int]], *, counted_from: int) -> None:
+    """Note the commits of pending changesets that the relay has. Numbers follow on from
+    `counted_from` in the order of the outbox."""
+    ids = [changeset.id for changeset in outbox.pending(state.conn)]
+    for number, seq in known:
+        index = number - counted_from - 1
+        if 0 <= index < len(ids):
+            state.conn.execute(
+                "UPDATE _reunite_changesets SET number = ?, seq = ? WHERE id = ?",
+                (number, seq, ids[index]),
+            )
+
+
+def _send_whole(state: State, changeset: Changeset, entries: Sequence[Entry]) -> None:
+    lines = lines_of(state.conn, {entry.row for entry in entries})
+    fresh = []
+    for entry in entries:
+        row = lines[entry.row]
+        visible = decode(row.document) if row.document else None
+        if entry.kind == Kind.PARTIAL and visible is not None and visible.alive:
+            document = decode(entry.document)
+            entry = entry._replace(
+                kind=Kind.WHOLE, document=encode(whole(merge(visible, document), document.latest()))
+            )
+        fresh.append(entry)
+    if list(entries) == fresh:
+        _give_up(state, changeset, NEED_WHOLE, "the relay no longer has the row that this deletes")
+        return
+    outbox.replace_entries(state.conn, changeset.id, fresh)
+    rebuild(state, lines)
+
+
+def _split(state: State, changeset: Changeset, entries: Sequence[Entry]) -> None:
+    """Two halves in the changeset's place, in the order that foreign keys allow."""
+    order = {
+        t.name.casefold(): i
+        for i, t in enumerate(parents_first([tracked.table for tracked in state.tables.values()]))
+    }
+    rank = {t.id: order[t.table.name.casefold()] for t in state.tables.values()}
+
+    def place(entry: Entry) -> tuple[bool, int]:
+        gone = decode(entry.document).deleted != NEVER
+        return gone, -rank[entry.row.table] if gone else rank[entry.row.table]
+
+    ordered = sorted(entries, key=place)
+    middle = len(ordered) // 2
+    before: int | None = state.conn.execute(
+        "SELECT max(id) FROM _reunite_changesets WHERE id < ?", (changeset.id,)
+    ).fetchone()[0]
+    room = changeset.id - max(before or 0, changeset.id - CHANGESET_ID_STEP)
+    outbox.remove(state.conn, changeset.id)
+    for number, half in (
+        (changeset.id - room // 2, ordered[:middle]),
+        (changeset.id, ordered[middle:]),
+    ):
+        outbox.insert(
+            state,
+            number,
+            half,
+            loose=True,
+            adopting=changeset.adopting,
+            attempts=changeset.attempts,
+        )
+
+
+def _move_to_end(state: State, changeset: Changeset, entries: Sequence[Entry]) -> bool:
+    """Give a row that was refused alone one more try after all else; False when later pending
+    work builds on it."""
+    (entry,) = entries
+    row = lines_of(state.conn, {entry.row})[entry.row]
+    if row.changeset != changeset.id:
+        last = [
+            c.id for c in outbox.pending(state.conn) if entry.row in {e.row for e in c.entries()}
+        ]
+        if last[-1:] != [changeset.id]:
+            return False
+    end = outbox.next_id(state.conn)
+    outbox.remove(state.conn, changeset.id)
+    outbox.insert(state, end, entries, loose=True, adopting=changeset.adopting, attempts=1)
+    outbox.point_lines_at(state, end, [entry.row])
+    return True
+
+
+def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> list[Rejection]:
+    """Drop a changeset, and what builds on rows that only it made, and revert."""
+    rejections = []
+    dropped: list[Entry] = []
+    kept_adopted: dict[RowRef, Entry] = {}
+    gone = {entry.row for entry in changeset.entries() if entry.kind == Kind.WHOLE}
+    lines = lines_of(state.conn, {entry.row for entry in changeset.entries()})
+    gone = {ref for ref in gone if lines[ref].base is None}
+    for entry in changeset.entries():
+        if entry.kind == Kind.ADOPTED and lines[entry.row].base is None:
+            kept_adopted[entry.row] = entry
+    rejections.append(_record(state, changeset.entries(), reason, message))
+    dropped += changeset.entries()
+    outbox.remove(state.conn, changeset.id)
+    for later in [c for c in outbox.pending(state.conn) if c.id > changeset.id]:
+        entries = later.entries()
+        adjusted = [_on_adopted(state, entry, kept_adopted) for entry in entries]
+        lost = [e for e in adjusted if e.row in gone and e.kind == Kind.PARTIAL]
+        if lost and not later.loose:
+            rejections.append(
+                _record(
+                    state,
+                    adjusted,
+                    DEPENDS_ON,
+                    f"it builds on a change that was rejected: {message}",
+                )
+            )
+            dropped += adjusted
+            outbox.remove(state.conn, later.id)
+            gone |= {e.row for e in adjusted if e.kind == Kind.WHOLE}
+            continue
+        if lost:
+            rejections.append(
+                _record(
+                    state, lost, DEPENDS_ON, f"it builds on a change that was rejected: {message}"
+                )
+            )
+            dropped += lost
+            adjusted = [entry for entry in adjusted if entry not in lost]
+        gone -= {e.row for e in adjusted if e.kind == Kind.WHOLE}
+        if adjusted != entries:
+            outbox.replace_entries(state.conn, later.id, adjusted)
+    _revert(state, {entry.row for entry in dropped}, kept_adopted)
+    return rejections
+
+
+def _on_adopted(state: State, entry: Entry, adopted: dict[RowRef, Entry]) -> Entry:
+    """An edit of an adopted row that was refused is what makes the row sendable: whole."""
+    below = adopted.get(entry.row)
+    if below is None or entry.kind != Kind.PARTIAL:
+        return entry
+    document = decode(entry.document)
+    del adopted[entry.row]
+    if document.deleted != NEVER:
+        return entry
+    mark = stamp(edit_time(entry.recorded_ms, state.meta.offset_ms, entry.seen), state.meta.replica)
+    full = whole(merge(decode(below.document), document), mark)
+    return entry._replace(kind=Kind.WHOLE, document=encode(full))
+
+
+def _record(state: State, entries: Sequence[Entry], reason: str, message: str) -> Rejection:
+    for entry in entries:
+        record_entry(
+            state.conn, state.tables[entry.row.table], entry, state.now_ms, reason, message
+        )
+    return Rejection(
+        reason,
+        message,
+        tuple((state.tables[e.row.table].table.name, e.row.key) for e in entries),
+    )
+
+
+def _revert(state: State, refs: set[RowRef], adopted: dict[RowRef, Entry]) -> None:
+    lines = lines_of(state.conn, refs)
+    rebuild(state, {ref: row for ref, row in lines.items() if ref not in adopted})
+    if adopted:
+        save_rows(
+            state.conn,
+            [
+                (ref, Row(None, entry.document, None, None, True, "rejected"))
+                for ref, entry in adopted.items()
+            ],
+        )

@@ -1,0 +1,115 @@
+"""Verify: every table row equals its document, or the image kept of it. Reads, never writes.
+
+Rows that were captured and not folded yet differ by right and are passed over.
+"""
+
+import sqlite3
+from typing import NamedTuple
+
+from reunite.bookkeeping import Row, is_prepared, load_tables
+from reunite.capture import fetch_text, vanished
+from reunite.cells.register import Value, same
+from reunite.document import decode
+from reunite.errors import FileError, FormatError
+from reunite.fold import Shape, expected, shapes_of
+from reunite.keys import stored_key
+from reunite.payload import ABSENT, unpack_image
+from reunite.rescan import is_current
+from reunite.schema import quoted
+
+
+class Difference(NamedTuple):
+    """One place where table and document disagree. `column` is None for a whole row or table."""
+
+    table: str
+    key: Value
+    column: str | None
+    message: str
+
+
+def verify(conn: sqlite3.Connection) -> list[Difference]:
+    """All differences of a file. Raises FileError when the file has never been tracked."""
+    if not is_prepared(conn):
+        raise FileError("this file is not tracked; run `reunite track FILE --all` first")
+    conn.execute("BEGIN")
+    try:
+        found: list[Difference] = []
+        for shape in shapes_of(conn, load_tables(conn)).values():
+            found += _verify_table(conn, shape)
+        return found
+    finally:
+        conn.execute("ROLLBACK")
+
+
+def _verify_table(conn: sqlite3.Connection, shape: Shape) -> list[Difference]:
+    tracked = shape.tracked
+    name = tracked.table.name
+    if not is_current(conn, tracked):
+        return [
+            Difference(
+                name,
+                None,
+                None,
+                "its shape or triggers changed since it was last looked at; `reunite sync` or"
+                " `reunite track` takes the change in",
+            )
+        ]
+    key = [quoted(column.name) for column in tracked.table.key]
+    stored = (
+        f"t.{key[0]}" if len(key) == 1 else " || ',' || ".join(f"quote(t.{part})" for part in key)
+    )
+    logged = " AND ".join(f"l.k{index} = t.{part}" for index, part in enumerate(key))
+    cells = "".join(f", t.{quoted(column.name)}" for column in tracked.table.cells)
+    found = []
+    for line in fetch_text(
+        conn,
+        f"SELECT {stored}, r.base, r.visible, r.image, r.changeset, r.alive, r.mark{cells}"
+        f" FROM {quoted(name)} AS t LEFT JOIN _reunite_rows AS r"
+        f" ON r.tbl = {tracked.id} AND r.key = {stored}"
+        f" WHERE NOT EXISTS (SELECT 1 FROM _reunite_log AS l WHERE l.tbl = {tracked.id} AND {logged})",
+        (),
+    ):
+        found += _verify_row(shape, line[0], Row(*line[1:7]), line[7:])
+    unfolded = {
+        stored_key(values)
+        for values in conn.execute(
+            f"SELECT {', '.join(f'k{index}' for index in range(len(key)))} FROM _reunite_log"
+            " WHERE tbl = ?",
+            (tracked.id,),
+        )
+    }
+    for values in vanished(conn, tracked):
+        row = Row(
+            *conn.execute(
+                "SELECT base, visible, image, changeset, alive, mark FROM _reunite_rows"
+                " WHERE tbl = ? AND key = ?",
+                (tracked.id, stored_key(values)),
+            ).fetchone()
+        )
+        if stored_key(values) not in unfolded and unpack_image(row.image) != ABSENT:
+            found.append(Difference(name, stored_key(values), None, "the table lacks the row"))
+    return found
+
+
+def _verify_row(shape: Shape, key: Value, row: Row, values: tuple[Value, ...]) -> list[Difference]:
+    name = shape.tracked.table.name
+    if row.mark == "rejected" or key is None:
+        return []
+    if row.document is None and row.image is None:
+        return [Difference(name, key, None, "the row has no document")]
+    try:
+        document = decode(row.document) if row.document else None
+    except FormatError as error:
+        return [Difference(name, key, None, f"the document is damaged: {error}")]
+    image = unpack_image(row.image)
+    if document is None or not document.alive:
+        if image is None or image == ABSENT:
+            return [Difference(name, key, None, "the document says that the row is deleted")]
+        wanted = [image.get(cell, None) for cell in shape.keys]
+    else:
+        wanted = expected(shape, document, image if image != ABSENT else None)
+    return [
+        Difference(name, key, column.name, f"the table has {value!r}, the document {said!r}")
+        for column, value, said in zip(shape.tracked.table.cells, values, wanted, strict=True)
+        if not same(value, said)
+    ]

@@ -1,0 +1,207 @@
+"""A realm in memory that keeps the store contract, for tests of what stands before a store.
+
+Commits have one order, take effect as a whole or not at all, and histories are compared as the
+other stores do. It has no tables of an app behind it, so `write_rows` refuses nothing unless
+`check` is set; `failing` and `gate` let a test lose the database and hold a commit up.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from reunite.errors import TableError
+from reunite.schema import Table
+from reunite_transport.messages import Section
+from reunite_transport.relay.history import compared
+from reunite_transport.relay.registry import Registered, grow, ordered
+from reunite_transport.relay.store import (
+    Accepted,
+    FeedPage,
+    Greeting,
+    HistoryLost,
+    RowChange,
+    RowId,
+    Standing,
+    StoreError,
+)
+
+START_MS = 1_700_000_000_000
+
+
+class MemoryStore:
+    """One realm; share it between two relays to test what they see of each other."""
+
+    def __init__(self, *tables: Table, replica: int = 1 << 60) -> None:
+        """A realm with these tables, numbered from 1."""
+        self.realm = b"a realm in store"
+        self.replica = replica
+        self.now_ms = START_MS
+        self.documents: dict[RowId, tuple[int, bytes]] = {}
+        self.token_by_seq = {0: b""}
+        self.check: Callable[[Sequence[RowChange]], None] = lambda changes: None
+        self.failing: StoreError | None = None
+        self.lost_answers = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.began = asyncio.Event()
+        self._registered: dict[str, Registered] = {}
+        self._standings: dict[int, Standing] = {}
+        self._changesets: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self._head_lock = asyncio.Lock()
+        self._grow(tables)
+
+    async def registry(self) -> tuple[Table, ...]:
+        """All tables."""
+        self._fail()
+        return ordered(list(self._registered.values()))
+
+    async def describe(self, tables: Sequence[Table], *, create: bool) -> tuple[Table, ...]:
+        """Register what is new."""
+        self._fail()
+        async with self._head_lock:
+            growth = grow(list(self._registered.values()), tables)
+            if growth.registered and not create:
+                raise TableError(growth.registered[0].table.name, "is not in the realm")
+            self._grow(tables)
+        return await self.registry()
+
+    async def greet(
+        self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
+    ) -> Greeting:
+        """Raise the term and compare histories."""
+        self._fail()
+        async with self._head_lock:
+            if self.token_by_seq.get(seq, b"nothing") != token:
+                raise HistoryLost(f"commit {seq} is not known here")
+            standing = self._standings.get(replica, Standing(0, 0))
+            if acknowledged > standing.last:
+                raise HistoryLost(f"changeset {acknowledged} is not known here")
+            accepted = [
+                (number, nonce, in_seq)
+                for (author, number), (nonce, in_seq) in sorted(self._changesets.items())
+                if author == replica and number > acknowledged
+            ]
+            verdict, known = compared(acknowledged, standing.last, nonces, accepted)
+            term = standing.term + 1
+            self._standings[replica] = Standing(term, standing.last)
+            return Greeting(term, verdict, known, self._head, self.now_ms)
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator["MemoryTransaction"]:
+        """Start a commit, under the head lock."""
+        self._fail()
+        async with self._head_lock:
+            self.began.set()
+            await self.gate.wait()
+            transaction = MemoryTransaction(self, self._head + 1, self.now_ms)
+            yield transaction
+            self._fail()
+            transaction.apply()
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise StoreError("the connection went away as the commit was answered")
+
+    async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
+        """The next rows of the feed."""
+        self._fail()
+        after = (seq, int.from_bytes(within[:4], "big"), within[4:]) if within else (seq, 1 << 32)
+        places = sorted(
+            (place, document)
+            for row, (in_seq, document) in self.documents.items()
+            if (place := (in_seq, row.table, row.key)) > after
+        )
+        taken: list[tuple[tuple[int, int, bytes], bytes]] = []
+        size = 0
+        for place, document in places[:rows_max]:
+            size += len(document)
+            if taken and size > bytes_max:
+                break
+            taken.append((place, document))
+        sections = tuple(
+            Section(table, (key,), (document,)) for (_, table, key), document in taken
+        )
+        if len(taken) == len(places):
+            return FeedPage(sections, self._head, b"", True, self.token_by_seq[self._head])
+        end, table, key = taken[-1][0]
+        return FeedPage(sections, end, table.to_bytes(4, "big") + key, False, b"")
+
+    async def head(self) -> tuple[int, bytes]:
+        """The last commit."""
+        self._fail()
+        return self._head, self.token_by_seq[self._head]
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    def restore(self, seq: int) -> None:
+        """Go back to an earlier state, as a backup does."""
+        for later in range(seq + 1, self._head + 1):
+            del self.token_by_seq[later]
+        self.documents = {row: kept for row, kept in self.documents.items() if kept[0] <= seq}
+
+    @property
+    def _head(self) -> int:
+        return max(self.token_by_seq)
+
+    def _fail(self) -> None:
+        if self.failing is not None:
+            raise self.failing
+
+    def _grow(self, tables: Sequence[Table]) -> None:
+        growth = grow(list(self._registered.values()), tables)
+        for entry in growth.registered:
+            self._registered[entry.table.name] = entry
+
+
+class MemoryTransaction:
+    """One commit in the making; `apply` makes it so."""
+
+    def __init__(self, store: MemoryStore, seq: int, now_ms: int) -> None:
+        """Numbered `seq`, at the store's time `now_ms`."""
+        self.seq = seq
+        self.now_ms = now_ms
+        self._store = store
+        self._finished: tuple[bytes, Mapping[RowId, bytes], Sequence[Accepted]] | None = None
+
+    async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
+        """The known ones among these replicas."""
+        known = self._store._standings
+        return {replica: known[replica] for replica in replicas if replica in known}
+
+    async def documents(self, rows: Sequence[RowId]) -> Mapping[RowId, bytes]:
+        """The documents of the rows that have one."""
+        kept = self._store.documents
+        return {row: kept[row][1] for row in rows if row in kept}
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Nothing is written before `apply`, so there is nothing to undo."""
+        yield
+
+    async def write_rows(
+        self, changes: Sequence[RowChange]
+    ) -> Mapping[RowId, Mapping[int, object]]:
+        """Let the test's own check refuse."""
+        self._store.check(changes)
+        return {}
+
+    async def finish(
+        self, token: bytes, documents: Mapping[RowId, bytes], accepted: Sequence[Accepted]
+    ) -> None:
+        """Keep what the commit holds until its block ends."""
+        self._finished = (token, documents, accepted)
+
+    def apply(self) -> None:
+        """Take effect, if there was a `finish`."""
+        if self._finished is None:
+            return
+        store = self._store
+        token, documents, accepted = self._finished
+        store.token_by_seq[self.seq] = token
+        store.now_ms += 1
+        for row, document in documents.items():
+            store.documents[row] = (self.seq, document)
+        for each in accepted:
+            store._changesets[each.replica, each.number] = (each.nonce, self.seq)
+            term = store._standings[each.replica].term
+            store._standings[each.replica] = Standing(term, each.number)

@@ -1,0 +1,409 @@
+"""The client's end of one connection, without I/O of its own but the replica's SQLite file.
+
+Four verbs. `receive(frame)` takes in what the relay sent, `tick(now_ms)` lets time and local writes
+be noticed, `data_to_send()` empties what is to be written to the socket, `events()` what the app
+may want to know. After every `receive` and `tick` the driver calls the other two. A session lives
+as long as its connection; what must survive is in the replica.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from reunite.adopt import Choice
+from reunite.errors import FormatError, ProtocolError, SyncError
+from reunite.payload import StatedRows, Statement
+from reunite.replica import Outgoing, OutgoingRows, Replica
+from reunite.schema import Table
+from reunite_transport import codec
+from reunite_transport.messages import (
+    FRAME_BYTES_GOAL,
+    FRAME_ROWS_MAX,
+    VERSION,
+    Barrier,
+    Behind,
+    Commit,
+    Describe,
+    Entries,
+    Error,
+    Hello,
+    Known,
+    Message,
+    Page,
+    Pull,
+    Push,
+    Reached,
+    Registry,
+    Rejected,
+    Resume,
+    Section,
+    Verdict,
+    Welcome,
+)
+
+# How much may be on its way without an answer: enough to keep a relay's batches full, and little
+# enough to be sent again after a lost connection.
+WINDOW_CHANGESETS: Final = 256
+WINDOW_BYTES: Final = 4 << 20
+
+# Answers after which trying again by itself cannot help: a person has to act.
+FATAL_CODES: Final = frozenset(
+    {"version", "realm", "unknown-table", "schema", "restored", "adoption"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Welcomed:
+    """The relay knows us. `rows` is about how many rows a first load will bring."""
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class TablesChanged:
+    """The realm's tables are as `left_alone` says: those that the file has but does not track."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Rows have arrived; `applied` when they are in the tables."""
+
+    rows: int
+    applied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Everything that the relay had has arrived; from here on commits come as they happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """Changesets of ours are committed at the relay."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """The relay refused rows, which were reverted and kept in `reunite_rejected`."""
+
+    reason: str
+    message: str
+    rows: tuple[tuple[str, object], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierReached:
+    """The barrier's answer: all that was committed before it is at or below `seq`."""
+
+    id: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The session is over. `fatal` when connecting again would end the same way."""
+
+    error: SyncError
+    fatal: bool
+
+
+Event: TypeAlias = (
+    Welcomed | TablesChanged | Received | Live | Acknowledged | GaveUp | BarrierReached | Ended
+)
+
+
+class ClientSession:
+    """One connection's protocol state."""
+
+    def __init__(self, replica: Replica, now_ms: int, *, choice: Choice | None = None) -> None:
+        """Begins by saying Hello. `choice` settles rows that two different files adopted."""
+        self._replica = replica
+        self._choice = choice
+        self._out: deque[bytes] = deque()
+        self._events: deque[Event] = deque()
+        self._ended = False
+        self._welcomed = False
+        self._described = False
+        self._pulling = False
+        self._live = False
+        self._sent = 0
+        self._in_flight: dict[int, int] = {}
+        self._barriers = 0
+        self._now_ms = now_ms
+        self._greet()
+
+    # The four verbs.
+
+    def receive(self, frame: bytes, now_ms: int) -> None:
+        """Take in one frame. Nothing the relay sends raises: the session ends with an event."""
+        if self._ended:
+            return
+        self._now_ms = now_ms
+        try:
+            message = codec.decode(frame, "client")
+            if message is not None:
+                self._handle(message)
+        except FormatError as error:
+            self._end(
+                ProtocolError(f"the relay sent what is not of our format: {error}", "malformed")
+            )
+        except SyncError as error:
+            self._end(error)
+
+    def tick(self, now_ms: int) -> None:
+        """Notice local writes and send them. Call every 20 ms or so, and after local commits."""
+        self._now_ms = now_ms
+        if self._ended:
+            return
+        try:
+            if self._replica.poll() and self._live:
+                self._describe_or_push()
+        except SyncError as error:
+            self._end(error)
+
+    def data_to_send(self) -> list[bytes]:
+        """The frames to write to the socket, in order."""
+        frames = list(self._out)
+        self._out.clear()
+        return frames
+
+    def events(self) -> list[Event]:
+        """What has happened since the last call."""
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def barrier(self) -> int:
+        """Ask the relay what is committed by now; answered by BarrierReached with this id."""
+        self._barriers += 1
+        self._send(Barrier(self._barriers))
+        return self._barriers
+
+    def queued(self) -> int:
+        """How many changesets the relay has not resolved."""
+        return self._replica.queued()
+
+    @property
+    def live(self) -> bool:
+        """True when commits come as they happen."""
+        return self._live and not self._ended
+
+    # Messages.
+
+    def _handle(self, message: Message) -> None:
+        if isinstance(message, Error):
+            self._end(SyncError(message.message, message.code))
+        elif isinstance(message, Welcome):
+            self._on_welcome(message)
+        elif not self._welcomed:
+            raise ProtocolError("the relay spoke before it welcomed us", "unexpected")
+        elif isinstance(message, Registry):
+            self._on_registry(message.tables)
+        elif isinstance(message, Page):
+            self._on_page(message)
+        elif isinstance(message, Commit):
+            self._on_commit(message)
+        elif isinstance(message, Known):
+            for number, _ in message.pairs:
+                self._in_flight.pop(number, None)
+            self._replica.know(message.pairs)
+            self._events.append(Acknowledged(len(message.pairs)))
+            self._push()
+        elif isinstance(message, Behind):
+            self._live = False
+            self._pull()
+        elif isinstance(message, Rejected):
+            self._on_rejected(message)
+        elif isinstance(message, Reached):
+            self._events.append(BarrierReached(message.id, message.seq))
+
+    def _greet(self) -> None:
+        mine = self._replica.greeting()
+        self._sent = mine.acknowledged
+        self._in_flight.clear()
+        self._send(
+            Hello(
+                VERSION,
+                (),
+                mine.realm,
+                mine.replica,
+                mine.acknowledged,
+                mine.nonces,
+                mine.seq,
+                mine.token,
+                self._now_ms,
+            )
+        )
+
+    def _on_welcome(self, message: Welcome) -> None:
+        # The relay read its clock between our two readings, about halfway.
+        offset_ms = (message.sent_ms + self._now_ms) // 2 - message.now_ms
+        fork = message.verdict == Verdict.FORK
+        self._replica.welcome(
+            realm=message.realm, offset_ms=offset_ms, fork=fork, known=message.known
+        )
+        if fork:
+            self._greet()
+            return
+        self._sent = self._replica.acknowledged()
+        self._welcomed = True
+        self._events.append(Welcomed(getattr(message, "rows", 0)))
+        self._on_registry(message.tables)
+
+    def _on_registry(self, tables: Sequence[Table]) -> None:
+        missing = self._replica.take_registry(tables)
+        self._events.append(TablesChanged())
+        if missing:
+            if self._described:
+                names = ", ".join(repr(table.name) for table in missing)
+                raise SyncError(f"the relay did not register {names}", "schema")
+            self._described = True
+            self._send(Describe(tuple(missing)))
+            return
+        self._described = False
+        if self._live:
+            self._replica.reconcile(self._choice)
+            self._push()
+        elif not self._pulling:
+            self._pull()
+
+    def _pull(self) -> None:
+        self._pulling = True
+        self._send(Pull(*self._replica.position()))
+
+    def _on_page(self, message: Page) -> None:
+        if not self._pulling:
+            raise ProtocolError("the relay sent a page that was not asked for", "unexpected")
+        if not message.complete:
+            # Asked for before this one is merged, so that the relay reads meanwhile.
+            self._send(Pull(message.seq, message.within))
+        statement = Statement(
+            _stated(message.sections), message.seq, message.token, message.complete
+        )
+        applied = self._replica.receive(statement, within=message.within, choice=self._choice)
+        rows = sum(len(section.keys) for section in message.sections)
+        self._events.append(Received(rows, applied))
+        if message.complete:
+            self._pulling = False
+            self._live = True
+            self._replica.reconcile(self._choice)
+            self._events.append(Live())
+            self._describe_or_push()
+
+    def _on_commit(self, message: Commit) -> None:
+        statement = Statement(
+            _stated(message.sections), message.seq, message.token, True, message.acknowledged
+        )
+        applied = self._replica.receive(statement, choice=self._choice)
+        for number in message.acknowledged:
+            self._in_flight.pop(number, None)
+        if message.acknowledged:
+            self._events.append(Acknowledged(len(message.acknowledged)))
+        rows = sum(len(section.keys) for section in message.sections)
+        if rows:
+            self._events.append(Received(rows, applied))
+        self._push()
+
+    def _on_rejected(self, message: Rejected) -> None:
+        given_up = self._replica.reject(
+            message.number, message.nonce, message.reason, message.message
+        )
+        self._events.extend(GaveUp(r.reason, r.message, r.rows) for r in given_up)
+        if message.reason == "clock-ahead":
+            # Only a new Hello measures the clocks again.
+            raise SyncError("this machine's clock is ahead of the relay's", "clock-ahead")
+        self._in_flight.clear()
+        self._sent = message.number - 1
+        self._send(Resume(message.number))
+        self._push()
+
+    # Sending.
+
+    def _describe_or_push(self) -> None:
+        missing = self._replica.undescribed()
+        if missing and not self._described:
+            self._described = True
+            self._send(Describe(tuple(missing)))
+        elif not missing:
+            self._push()
+
+    def _push(self) -> None:
+        if not self._live:
+            return
+        while len(self._in_flight) < WINDOW_CHANGESETS:
+            room = WINDOW_BYTES - sum(self._in_flight.values())
+            if room <= 0:
+                return
+            many = WINDOW_CHANGESETS - len(self._in_flight)
+            ready = self._replica.unanswered(self._sent, changesets_max=many)
+            if not ready:
+                ready = self._replica.outgoing(changesets_max=many, bytes_max=room)
+            if not ready:
+                return
+            for changeset in ready:
+                for part in _parts(changeset):
+                    self._send(part)
+                self._sent = changeset.number
+                self._in_flight[changeset.number] = changeset.size
+
+    def _send(self, message: Message) -> None:
+        self._out.append(codec.encode(message))
+
+    def _end(self, error: SyncError) -> None:
+        self._ended = True
+        self._live = False
+        self._events.append(Ended(error, error.code in FATAL_CODES))
+
+
+def _stated(sections: Sequence[Section]) -> list[StatedRows]:
+    return [StatedRows(section.table, section.keys, section.documents) for section in sections]
+
+
+def _parts(changeset: Outgoing) -> Iterator[Push]:
+    """A changeset as Push messages, none much over a frame's goal."""
+    part: list[Entries] = []
+    rows = size = 0
+    for section in changeset.rows:
+        for start, end, weight in _runs(section, rows, size):
+            if start == 0 and end == 0:
+                yield Push(changeset.number, changeset.nonce, changeset.loose, False, tuple(part))
+                part, rows, size = [], 0, 0
+                continue
+            part.append(_entries(section, start, end))
+            rows += end - start
+            size += weight
+    yield Push(changeset.number, changeset.nonce, changeset.loose, True, tuple(part))
+
+
+def _runs(section: OutgoingRows, rows: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Runs (start, end, bytes) of a section that fit one frame each; (0, 0, 0) ends a frame."""
+    start = weight = 0
+    for index, (key, document) in enumerate(zip(section.keys, section.documents, strict=True)):
+        more = len(key) + len(document) + 16
+        full = rows + index - start >= FRAME_ROWS_MAX or size + weight + more > FRAME_BYTES_GOAL
+        if full and (rows or size or index > start):
+            if index > start:
+                yield start, index, weight
+            yield 0, 0, 0
+            rows = size = weight = 0
+            start = index
+        weight += more
+    if start < len(section.keys):
+        yield start, len(section.keys), weight
+
+
+def _entries(section: OutgoingRows, start: int, end: int) -> Entries:
+    return Entries(
+        section.table,
+        tuple(section.keys[start:end]),
+        tuple(section.documents[start:end]),
+        tuple(section.kinds[start:end]),
+        tuple(
+            (index - start, table, key)
+            for index, table, key in section.derived
+            if start <= index < end
+        ),
+    )

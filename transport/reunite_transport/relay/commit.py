@@ -1,0 +1,405 @@
+"""Arbitration: turns a batch of pushed changesets into one commit. Knows no database.
+
+Every changeset is taken whole or not at all, in the order of its client's numbers. All are merged
+in memory and written in one piece; when the database refuses that, the batch is halved and merged
+again on what was taken so far, until the one bad changeset stands alone.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from reunite.cells.register import Value, same
+from reunite.clock import AHEAD_MS_MAX, FLOOR, NEVER, replica_of, stamp, time_of
+from reunite.document import EMPTY, Document, cell_key, decode, encode, merge
+from reunite.errors import FormatError
+from reunite.keys import unpack_key
+from reunite.schema import ForeignKey, Table
+from reunite_transport.messages import MESSAGE_CHARS_MAX, Entries, EntryKind
+from reunite_transport.relay.store import (
+    Accepted,
+    Busy,
+    RowChange,
+    RowId,
+    Standing,
+    Store,
+    StoreTransaction,
+    Violation,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Changeset:
+    """A whole changeset as a session collected it; `term` is that of its session."""
+
+    replica: int
+    term: int
+    number: int
+    nonce: bytes
+    loose: bool
+    sections: tuple[Entries, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The changeset is in this commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The changeset is not in and will not be as it is; see `messages` for the reasons."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """A lock stood in the way: push it again later, as it is, and what follows after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """Nothing to say: a duplicate, a gap, an older session's, or after a refused one."""
+
+
+Verdict: TypeAlias = Taken | Refused | Postponed | Ignored
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedRow:
+    """A row to state to clients. `author` is the one replica whose entries, joined with what was
+    there, are exactly this document, so that it may join them itself; else None."""
+
+    row: RowId
+    document: bytes
+    author: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a batch. `seq` is None when nothing was taken and nothing committed;
+    `verdicts` stand in the order of the batch."""
+
+    seq: int | None
+    token: bytes
+    rows: tuple[CommittedRow, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+async def commit_batch(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
+    """Commit what can be taken of a batch, as one commit with this token.
+
+    Raises StoreError when the database fails. It may then be committed all the same; clients that
+    connect again learn which of their changesets are in.
+    """
+    async with store.begin() as transaction:
+        standings = await transaction.standings(sorted({c.replica for c in batch}))
+        tables = {table.id: table for table in await store.registry()}
+        commit = _Commit(transaction, store.replica, tables)
+        candidates = commit.admit(batch, standings)
+        rows = dict.fromkeys(entry.row for c in candidates for entry in c.entries)
+        commit.load(await transaction.documents(list(rows)))
+        await commit.attempt(candidates)
+        verdicts = tuple(commit.verdicts)
+        if Taken() not in verdicts:
+            return Outcome(None, b"", (), verdicts)
+        changed, stated = commit.result()
+        accepted = [
+            Accepted(changeset.replica, changeset.number, changeset.nonce)
+            for changeset, verdict in zip(batch, verdicts, strict=True)
+            if isinstance(verdict, Taken)
+        ]
+        await transaction.finish(token, changed, accepted)
+    return Outcome(transaction.seq, token, stated, verdicts)
+
+
+class _Entry(NamedTuple):
+    row: RowId
+    document: Document
+    kind: int
+    # The parents whose deletion caused this entry.
+    derived: tuple[tuple[int, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    place: int
+    replica: int
+    entries: Sequence[_Entry]
+
+
+class _Refusal(Exception):
+    def __init__(self, reason: str, message: str) -> None:
+        self.verdict = Refused(reason, message[:MESSAGE_CHARS_MAX])
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What taking some candidates would do to the documents, before the database agreed."""
+
+    documents: dict[RowId, Document] = field(default_factory=dict)
+    # Who changed a row; None stands for the relay, and for an entry that was not applied as sent.
+    authors: dict[RowId, set[int | None]] = field(default_factory=dict)
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+
+    def add_author(self, row: RowId, author: int | None) -> None:
+        authors = self.authors.get(row)
+        if authors is None:
+            self.authors[row] = {author}
+        else:
+            authors.add(author)
+
+
+class _Commit:
+    """The state of one arbitration."""
+
+    def __init__(
+        self, transaction: StoreTransaction, replica: int, tables: Mapping[int, Table]
+    ) -> None:
+        self.verdicts: list[Verdict] = []
+        self._transaction = transaction
+        self._replica = replica
+        self._tables = tables
+        self._now = transaction.now_ms << 16
+        self._stored: dict[RowId, bytes] = {}
+        self._documents: dict[RowId, Document] = {}
+        self._authors: dict[RowId, set[int | None]] = {}
+        # Replicas of which a changeset was not taken, and what that means for their later ones.
+        self._halted: dict[int, Verdict] = {}
+
+    def admit(
+        self, batch: Sequence[Changeset], standings: Mapping[int, Standing]
+    ) -> list[_Candidate]:
+        """Check what needs no document: terms, numbers, form and stamps."""
+        expected = {replica: standing.last + 1 for replica, standing in standings.items()}
+        candidates = []
+        for place, changeset in enumerate(batch):
+            self.verdicts.append(Ignored())
+            standing = standings.get(changeset.replica)
+            if standing is None or changeset.term != standing.term:
+                continue
+            if changeset.number != expected[changeset.replica]:
+                continue
+            try:
+                entries = _checked(changeset, self._tables, self._transaction.now_ms)
+            except _Refusal as refusal:
+                self.verdicts[place] = refusal.verdict
+                # No later number fits any more. Whether this verdict stands depends on the
+                # earlier ones: see `_conclude`.
+                expected[changeset.replica] = 0
+                candidates.append(_Candidate(place, changeset.replica, ()))
+            else:
+                expected[changeset.replica] += 1
+                candidates.append(_Candidate(place, changeset.replica, entries))
+        return candidates
+
+    def load(self, documents: Mapping[RowId, bytes]) -> None:
+        """Take the documents as they are before this commit."""
+        self._stored = dict(documents)
+        self._documents = {row: decode(data) for row, data in documents.items()}
+
+    async def attempt(self, candidates: Sequence[_Candidate]) -> None:
+        """Take as many as the database lets in, in order."""
+        draft = self._draft(candidates)
+        changes = [
+            RowChange(row, self._documents.get(row, EMPTY), document)
+            for row, document in draft.documents.items()
+        ]
+        try:
+            if changes:
+                async with self._transaction.savepoint():
+                    made = await self._transaction.write_rows(changes)
+                    self._edit(draft, made)
+        except (Violation, Busy) as error:
+            if len(candidates) > 1:
+                half = len(candidates) // 2
+                await self.attempt(candidates[:half])
+                await self.attempt(candidates[half:])
+                return
+            refused = Refused("constraint", str(error)[:MESSAGE_CHARS_MAX])
+            verdict = refused if isinstance(error, Violation) else Postponed()
+            self._conclude({candidates[0].place: verdict}, candidates)
+            return
+        self._documents.update(draft.documents)
+        for row, authors in draft.authors.items():
+            self._authors.setdefault(row, set()).update(authors)
+        self._conclude(draft.verdicts, candidates)
+
+    def result(self) -> tuple[dict[RowId, bytes], tuple[CommittedRow, ...]]:
+        """The documents that changed, and all rows to state."""
+        changed: dict[RowId, bytes] = {}
+        stated = []
+        for row, authors in self._authors.items():
+            document = self._documents.get(row)
+            if document is None:
+                continue  # an entry was dropped for a row that nobody has
+            data = encode(document)
+            author = next(iter(authors)) if len(authors) == 1 else None
+            if data != self._stored.get(row):
+                changed[row] = data
+            elif author is not None:
+                continue
+            stated.append(CommittedRow(row, data, author))
+        return changed, tuple(stated)
+
+    def _draft(self, candidates: Iterable[_Candidate]) -> _Draft:
+        draft = _Draft()
+        halted = dict(self._halted)
+        for candidate in candidates:
+            verdict = halted.get(candidate.replica)
+            if verdict is None:
+                before = self.verdicts[candidate.place]
+                verdict = before if isinstance(before, Refused) else self._merge(candidate, draft)
+                after = _after(verdict)
+                if after is not None:
+                    halted[candidate.replica] = after
+            draft.verdicts[candidate.place] = verdict
+        return draft
+
+    def _merge(self, candidate: _Candidate, draft: _Draft) -> Verdict:
+        """Merge a changeset into the draft, or leave the draft as it was and say why not."""
+        merged: dict[RowId, Document] = {}
+        authors: list[tuple[RowId, int | None]] = []
+        known, drafted = self._documents, draft.documents
+        for row, entry, kind, derived in candidate.entries:
+            before = merged.get(row) or drafted.get(row) or known.get(row)
+            if before is None and kind == EntryKind.PARTIAL:
+                return Refused("need-whole", f"{self._row_name(row)} is not known here")
+            if derived and not self._still_refers(row, before or EMPTY, derived):
+                authors.append((row, None))
+                continue
+            after = entry if before is None else merge(before, entry)
+            # `merge` hands the same cells back when none was replaced.
+            if before is None or after.cells is not before.cells or after[:3] != before[:3]:
+                merged[row] = after
+                authors.append((row, candidate.replica))
+        drafted.update(merged)
+        for row, author in authors:
+            draft.add_author(row, author)
+        return Taken()
+
+    def _still_refers(
+        self, row: RowId, before: Document, derived: Sequence[tuple[int, bytes]]
+    ) -> bool:
+        """Whether the child, as merged so far, still points at one of the parents by whose
+        deletion its author's database changed it."""
+        child = self._tables[row.table]
+        return any(
+            _refers(foreign_key, child, before, self._tables[parent], unpack_key(key))
+            for parent, key in derived
+            for foreign_key in child.foreign_keys
+            if foreign_key.parent.casefold() == self._tables[parent].name.casefold()
+        )
+
+    def _edit(self, draft: _Draft, made: Mapping[RowId, Mapping[int, object]]) -> None:
+        """What the database made different is an edit by the relay."""
+        for row, values in made.items():
+            document = draft.documents[row]
+            cells = document.cells.copy()
+            for column, value in values.items():
+                key = cell_key(column)
+                seen = time_of(cells[key][0]) if key in cells else 0
+                assert value is None or isinstance(value, int | float | str | bytes)
+                cells[key] = (stamp(max(self._now, seen + 1), self._replica), value)
+            draft.documents[row] = document._replace(cells=cells)
+            draft.add_author(row, None)
+
+    def _conclude(self, verdicts: Mapping[int, Verdict], candidates: Sequence[_Candidate]) -> None:
+        for candidate in candidates:
+            verdict = verdicts[candidate.place]
+            self.verdicts[candidate.place] = verdict
+            after = _after(verdict)
+            if after is not None:
+                self._halted.setdefault(candidate.replica, after)
+
+    def _row_name(self, row: RowId) -> str:
+        return f"a row of {self._tables[row.table].name!r}"
+
+
+def _after(verdict: Verdict) -> Verdict | None:
+    """What the later changesets of the same replica get."""
+    if isinstance(verdict, Refused):
+        return Ignored()
+    return verdict if isinstance(verdict, Postponed) else None
+
+
+def _checked(changeset: Changeset, tables: Mapping[int, Table], now_ms: int) -> list[_Entry]:
+    """The entries of a changeset, each checked by itself. Raises _Refusal."""
+    entries: list[_Entry] = []
+    fine = {NEVER, FLOOR}
+    for section in changeset.sections:
+        table = tables.get(section.table)
+        if table is None:
+            raise _Refusal("invalid", f"table {section.table} is not in the registry")
+        derived = _derived(section, tables)
+        rows = zip(section.keys, section.documents, section.kinds, strict=True)
+        for index, (key, data, kind) in enumerate(rows):
+            try:
+                _check_key(key, table)
+                document = decode(data)
+            except FormatError as error:
+                raise _Refusal("invalid", f"table {table.name!r}: {error}") from error
+            stamps = {document.born, document.edited, document.deleted}
+            stamps.update([cell[0] for cell in document.cells.values()])
+            if not stamps <= fine:
+                for found in stamps - fine:
+                    _check_stamp(found, changeset.replica, now_ms)
+                fine |= stamps
+            if kind == EntryKind.ADOPTED:
+                if not stamps <= {NEVER, FLOOR} or document.deleted != NEVER:
+                    raise _Refusal("invalid", "an adopted row holds an edit")
+            elif kind not in (EntryKind.PARTIAL, EntryKind.WHOLE):
+                raise _Refusal("invalid", f"an entry is of an unknown kind: {kind!r}")
+            entries.append(_Entry(RowId(table.id, key), document, kind, derived.get(index, ())))
+    return entries
+
+
+def _derived(
+    section: Entries, tables: Mapping[int, Table]
+) -> dict[int, tuple[tuple[int, bytes], ...]]:
+    parents_by_index: dict[int, tuple[tuple[int, bytes], ...]] = {}
+    for index, parent, key in section.derived:
+        if not 0 <= index < len(section.keys) or parent not in tables:
+            raise _Refusal("invalid", "an entry is derived from nothing")
+        try:
+            _check_key(key, tables[parent])
+        except FormatError as error:
+            raise _Refusal("invalid", f"an entry is derived from nothing: {error}") from error
+        parents_by_index[index] = (*parents_by_index.get(index, ()), (parent, key))
+    return parents_by_index
+
+
+def _check_key(key: bytes, table: Table) -> None:
+    if len(unpack_key(key)) != len(table.key):
+        raise FormatError("a key has too few or too many parts")
+
+
+def _check_stamp(found: bytes, replica: int, now_ms: int) -> None:
+    if replica_of(found) != replica:
+        raise _Refusal("invalid", "a stamp is not the pusher's own")
+    ahead_ms = (time_of(found) >> 16) - now_ms
+    if ahead_ms > AHEAD_MS_MAX:
+        raise _Refusal(
+            "clock-ahead", f"an edit is {ahead_ms} ms ahead of the relay's clock; set yours"
+        )
+
+
+def _refers(
+    foreign_key: ForeignKey,
+    child: Table,
+    document: Document,
+    parent: Table,
+    parent_key: Sequence[Value],
+) -> bool:
+    """Whether the child's foreign key holds the parent's key. A part of the child's own key never
+    changes, so it does; a reference to other columns than the key is taken to hold."""
+    value_by_column = dict(zip((c.name for c in parent.key), parent_key, strict=True))
+    for own_name, parent_name in zip(foreign_key.columns, foreign_key.parent_columns, strict=True):
+        own, referred = child.column(own_name), parent.column(parent_name)
+        if own is None or referred is None or own.key or not referred.key:
+            continue
+        cell = document.cells.get(cell_key(own.id))
+        if cell is None or not same(cell[1], value_by_column[referred.name]):
+            return False
+    return True

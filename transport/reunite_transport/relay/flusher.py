@@ -1,0 +1,280 @@
+"""The one task of a relay process that commits. Owns the queue of pushed changesets.
+
+It takes what is queued, up to bounds, as one batch, has `commit_batch` decide it in one
+transaction, and hands the outcome to the hub. Each client's changesets stay in their order; a
+client whose changeset is postponed waits alone, for longer each time. A database that fails or
+goes away is tried again with the same back-off, and connections stay.
+
+An attempt that failed may have been committed all the same, its answer lost. Tried again, its
+changesets are duplicates then, which `commit_batch` ignores; their authors connect again, and the
+answer to their Hello says what is in.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from reunite_transport.messages import TOKEN_BYTES
+from reunite_transport.relay.commit import (
+    Changeset,
+    Ignored,
+    Outcome,
+    Postponed,
+    Refused,
+    Taken,
+    commit_batch,
+)
+from reunite_transport.relay.hub import Hub, Member
+from reunite_transport.relay.store import Store, StoreError
+from reunite_transport.relay_session import PushReady
+
+# Where bigger batches stop being faster; a changeset larger than this is a batch by itself.
+BATCH_ROWS_MAX: Final = 5_000
+BATCH_BYTES_MAX: Final = 16 << 20
+# Above this, connections are not read until batches have gone through.
+QUEUED_BYTES_MAX: Final = 128 << 20
+
+# A backend holds a row for milliseconds, or for as long as somebody forgot to commit.
+DELAY_SECONDS_MIN: Final = 0.05
+DELAY_SECONDS_MAX: Final = 5.0
+
+Commit: TypeAlias = Callable[[Store, Sequence[Changeset], bytes], Awaitable[Outcome]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Queued:
+    """A changeset that waits for its verdict; `unsure` when the outcome of an attempt was lost."""
+
+    changeset: Changeset
+    rows: int
+    size: int
+    unsure: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """One client's changesets, in order. `alone` keeps a line whose batch failed in batches of
+    its own until one succeeds, so that nobody waits for what only this client runs into."""
+
+    member: Member
+    queued: deque[_Queued] = field(default_factory=deque)
+    size: int = 0
+    not_before: float = 0.0
+    delay: float = 0.0
+    alone: bool = False
+
+
+class Flusher:
+    """Commits what members push. `run` is its task; all else is called on the same loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        *,
+        commit: Commit = commit_batch,
+        new_token: Callable[[], bytes] = lambda: secrets.token_bytes(TOKEN_BYTES),
+        delay_seconds_min: float = DELAY_SECONDS_MIN,
+        delay_seconds_max: float = DELAY_SECONDS_MAX,
+        queued_bytes_max: int = QUEUED_BYTES_MAX,
+    ) -> None:
+        """Prepare to commit to `store` and to publish at `hub`."""
+        self.in_flight: bytes | None = None
+        """The token of the commit under way, for whoever sees it at the store's head first."""
+        self.queued_bytes = 0
+        self._store = store
+        self._hub = hub
+        self._commit = commit
+        self._new_token = new_token
+        self._delay_min = delay_seconds_min
+        self._delay_max = delay_seconds_max
+        self._queued_bytes_max = queued_bytes_max
+        # In the order in which they are served: who was served goes to the end.
+        self._line_by_member: dict[Member, _Line] = {}
+        self._changed = asyncio.Event()
+        self._shrunk = asyncio.Event()
+        self._stopping = False
+
+    def push(self, member: Member, push: PushReady) -> None:
+        """Queue a changeset behind this member's others."""
+        changeset = Changeset(
+            replica=member.replica,
+            term=member.term,
+            number=push.number,
+            nonce=push.nonce,
+            loose=push.loose,
+            sections=push.sections,
+        )
+        line = self._line_by_member.setdefault(member, _Line(member))
+        line.queued.append(_Queued(changeset, push.rows, push.size))
+        line.size += push.size
+        self.queued_bytes += push.size
+        self._changed.set()
+
+    def forget(self, member: Member) -> None:
+        """Drop what a member still has queued. What is in a batch already may be committed; the
+        client's next Hello finds out."""
+        line = self._line_by_member.pop(member, None)
+        if line is not None:
+            self._shrink(line, line.size)
+
+    async def wait_for_room(self, member: Member) -> None:
+        """Return once this member may push more: the queue is below its limit, or the member's
+        part of it is small. So one client, postponed for long, does not hold up the others."""
+        while not self._stopping and self.queued_bytes > self._queued_bytes_max:
+            line = self._line_by_member.get(member)
+            if line is None or line.size <= self._queued_bytes_max / len(self._line_by_member):
+                return
+            await self._shrunk.wait()
+
+    def stop(self) -> None:
+        """Let `run` end after the batch under way. What is still queued is pushed again later."""
+        self._stopping = True
+        self._changed.set()
+        self._shrink_signal()
+
+    async def run(self) -> None:
+        """Commit batches until stopped."""
+        while not self._stopping:
+            now = asyncio.get_running_loop().time()
+            batch = self._take_batch(now)
+            if batch:
+                await self._flush(batch)
+            else:
+                await self._wait(now)
+
+    async def _wait(self, now: float) -> None:
+        """Wait for a push or for the end of a back-off."""
+        times = [line.not_before for line in self._line_by_member.values()]
+        try:
+            async with asyncio.timeout(max(0.0, min(times) - now) if times else None):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
+
+    def _take_batch(self, now: float) -> list[tuple[_Line, list[_Queued]]]:
+        """What to commit next, in order, from as many lines as the bounds allow. It stays in its
+        lines until there is a verdict."""
+        batch: list[tuple[_Line, list[_Queued]]] = []
+        rows = size = 0
+        for line in list(self._line_by_member.values()):
+            if line.not_before > now or (line.alone and batch):
+                continue
+            taken: list[_Queued] = []
+            for queued in line.queued:
+                full = rows + queued.rows > BATCH_ROWS_MAX or size + queued.size > BATCH_BYTES_MAX
+                if full and (batch or taken):
+                    break
+                taken.append(queued)
+                rows += queued.rows
+                size += queued.size
+            if not taken:
+                break
+            batch.append((line, taken))
+            # To the end, so that one who pushes without pause does not keep the others waiting.
+            self._line_by_member[line.member] = self._line_by_member.pop(line.member)
+            if line.alone:
+                break
+        return batch
+
+    async def _flush(self, batch: list[tuple[_Line, list[_Queued]]]) -> None:
+        """Commit one batch, and answer its authors."""
+        changesets = [queued.changeset for _, taken in batch for queued in taken]
+        self.in_flight = token = self._new_token()
+        try:
+            outcome = await self._commit(self._store, changesets, token)
+            self._deliver(batch, outcome)
+        except StoreError as error:
+            _log.warning("a batch of %d changesets is tried again: %s", len(changesets), error)
+            self._try_again(batch)
+        except Exception:
+            # Ours to repair. The batch is tried in parts, and only the client whose part fails
+            # again is sent away.
+            _log.exception("a batch of %d changesets failed", len(changesets))
+            self._try_again(batch)
+            if len(batch) == 1:
+                self._end(batch[0][0])
+                self._hub.fail(batch[0][0].member, "the relay failed to commit; connect again")
+        finally:
+            self.in_flight = None
+
+    def _deliver(self, batch: list[tuple[_Line, list[_Queued]]], outcome: Outcome) -> None:
+        """Settle each changeset of the batch, publish the commit, then state the bad news: an
+        author reads that its earlier changesets are in before it reads that a later one is not."""
+        acknowledged: dict[Member, list[int]] = {}
+        refusals: list[tuple[Member, Changeset, Refused]] = []
+        ignored: list[tuple[Member, bool]] = []
+        verdicts = iter(outcome.verdicts)
+        for line, taken in batch:
+            verdict_by_queued = [(queued, next(verdicts)) for queued in taken]
+            line.alone = False
+            if self._line_by_member.get(line.member) is not line:
+                continue  # forgotten meanwhile
+            for queued, verdict in verdict_by_queued:
+                match verdict:
+                    case Taken():
+                        self._settle(line, queued)
+                        acknowledged.setdefault(line.member, []).append(queued.changeset.number)
+                    case Refused():
+                        refusals.append((line.member, queued.changeset, verdict))
+                        self._end(line)
+                        break
+                    case Postponed():
+                        self._put_off(line)
+                        break
+                    case Ignored():
+                        ignored.append((line.member, queued.unsure))
+                        self._end(line)
+                        break
+            if not line.queued:
+                self._end(line)
+        if outcome.seq is not None:
+            self._hub.publish(outcome.seq, outcome.token, outcome.rows, acknowledged)
+        for member, changeset, refused in refusals:
+            self._hub.reject(
+                member, changeset.number, changeset.nonce, refused.reason, refused.message
+            )
+        for member, unsure in ignored:
+            if unsure:
+                self._hub.fail(member, "the outcome of a commit was lost; connect again")
+            else:
+                self._hub.fence(member)
+
+    def _settle(self, line: _Line, queued: _Queued) -> None:
+        assert line.queued[0] is queued, "verdicts come in the order of the line"
+        line.queued.popleft()
+        self._shrink(line, queued.size)
+        line.delay = line.not_before = 0.0
+
+    def _try_again(self, batch: list[tuple[_Line, list[_Queued]]]) -> None:
+        for line, taken in batch:
+            line.alone = True
+            self._put_off(line)
+            for queued in taken:
+                queued.unsure = True
+
+    def _put_off(self, line: _Line) -> None:
+        line.delay = min(max(2 * line.delay, self._delay_min), self._delay_max)
+        line.not_before = asyncio.get_running_loop().time() + line.delay
+
+    def _end(self, line: _Line) -> None:
+        """Let go of a line, if it is still there."""
+        if self._line_by_member.get(line.member) is line:
+            self.forget(line.member)
+
+    def _shrink(self, line: _Line, size: int) -> None:
+        line.size -= size
+        self.queued_bytes -= size
+        self._shrink_signal()
+
+    def _shrink_signal(self) -> None:
+        """Wake who waits now, and nobody who comes to wait later."""
+        self._shrunk.set()
+        self._shrunk = asyncio.Event()

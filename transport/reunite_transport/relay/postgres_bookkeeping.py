@@ -1,0 +1,144 @@
+"""The relay's own tables in a realm's schema: what each holds, and making them once.
+
+All names start with `_reunite_`. Format 1 of these tables; a newer one is refused.
+"""
+
+import secrets
+from typing import Final, TypeAlias
+
+import asyncpg
+
+from reunite.schema import quoted
+from reunite_transport.messages import REALM_BYTES
+from reunite_transport.relay.postgres_errors import translated
+from reunite_transport.relay.store import StoreError
+
+# Generic in their stubs only.
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Reader: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.Pool[asyncpg.Record]"
+
+FORMAT: Final = 1
+REPLICA_ID_MAX: Final = (1 << 63) - 1
+
+# Scope of rows that no rule puts elsewhere; scopes come with a later format of the registry.
+_MAIN_SCOPE: Final = 0
+
+_TABLES: Final[tuple[tuple[str, str, str], ...]] = (
+    (
+        "meta",
+        "one boolean PRIMARY KEY DEFAULT true CHECK (one), realm bytea NOT NULL,"
+        " format integer NOT NULL",
+        "Which realm this schema is, and the format of these tables. One row.",
+    ),
+    (
+        "head",
+        "one boolean PRIMARY KEY DEFAULT true CHECK (one), seq bigint NOT NULL,"
+        " token bytea NOT NULL, registry bigint NOT NULL",
+        "The last commit, and how often the registry has grown. One row; whoever commits locks it,"
+        " so commits have one order.",
+    ),
+    (
+        "tables",
+        "id integer PRIMARY KEY, name text NOT NULL, columns_used integer NOT NULL,"
+        " description jsonb NOT NULL",
+        "The schema registry. columns_used is the highest column id ever given, so that none is"
+        " given twice.",
+    ),
+    (
+        "documents",
+        "tbl integer NOT NULL, key bytea NOT NULL,"
+        f" scope integer NOT NULL DEFAULT {_MAIN_SCOPE}, seq bigint NOT NULL,"
+        " document bytea NOT NULL, PRIMARY KEY (tbl, key)",
+        "The CRDT document of every row, the dead ones too, and the commit that changed it last.",
+    ),
+    (
+        "commits",
+        "seq bigint PRIMARY KEY, token bytea NOT NULL, at timestamptz NOT NULL,"
+        " relay bigint NOT NULL",
+        "Every commit. A client's cursor is a (seq, token): one that is not here belongs to"
+        " another history, so this database was restored or wiped.",
+    ),
+    (
+        "replicas",
+        "replica bigint PRIMARY KEY, term bigint NOT NULL, last bigint NOT NULL,"
+        " seen_at timestamptz NOT NULL",
+        "Clients: the term of the newest session, which fences off older ones, and the number of"
+        " the last accepted changeset.",
+    ),
+    (
+        "changesets",
+        "replica bigint NOT NULL, number bigint NOT NULL, nonce bytea NOT NULL,"
+        " seq bigint NOT NULL, PRIMARY KEY (replica, number)",
+        "Accepted changesets, so that a client that reconnects learns which of its own are in, and"
+        " a copied file is told from its twin.",
+    ),
+)
+# The feed reads in this order: pages of one commit can end anywhere.
+_FEED_INDEX: Final = ("documents_feed", "documents", "seq, tbl, key")
+
+
+class OwnTables:
+    """The qualified names of the relay's own tables in one schema."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        self.meta, self.head, self.tables, self.documents = map(
+            self._qualified, ("meta", "head", "tables", "documents")
+        )
+        self.commits, self.replicas, self.changesets = map(
+            self._qualified, ("commits", "replicas", "changesets")
+        )
+
+    def _qualified(self, name: str) -> str:
+        return f"{quoted(self.schema)}.{quoted('_reunite_' + name)}"
+
+
+async def bootstrap(connection: Connection, schema: str) -> bytes:
+    """Make the tables where they are missing, and return the realm's identity. Two relays may do
+    this at once: the second waits for the first."""
+    own = OwnTables(schema)
+    with translated():
+        async with connection.transaction():
+            await connection.execute("SET LOCAL client_min_messages = warning")
+            await connection.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"reunite {schema}"
+            )
+            # Asked first: a relay without the right to create schemas may be given one.
+            if not await connection.fetchval("SELECT to_regnamespace($1)", quoted(schema)):
+                await connection.execute(f"CREATE SCHEMA {quoted(schema)}")
+            if await connection.fetchval("SELECT to_regclass($1)", own.meta) is None:
+                await _create(connection, own)
+            found = await connection.fetchrow(f"SELECT realm, format FROM {own.meta}")
+    if found is None:
+        raise StoreError(f"{own.meta} is empty; restore this schema, or drop its _reunite_ tables")
+    if found["format"] > FORMAT:
+        raise StoreError(
+            f"schema {schema!r} was written by a newer reunite (format {found['format']}, this one"
+            f" knows {FORMAT}); upgrade the relay"
+        )
+    return bytes(found["realm"])
+
+
+async def _create(connection: Connection, own: OwnTables) -> None:
+    for name, columns, purpose in _TABLES:
+        table = f"{quoted(own.schema)}.{quoted('_reunite_' + name)}"
+        await connection.execute(f"CREATE TABLE {table} ({columns})")
+        literal = purpose.replace("'", "''")
+        await connection.execute(f"COMMENT ON TABLE {table} IS '{literal}'")
+    index, name, columns = _FEED_INDEX
+    await connection.execute(
+        f"CREATE INDEX {quoted('_reunite_' + index)}"
+        f" ON {quoted(own.schema)}.{quoted('_reunite_' + name)} ({columns})"
+    )
+    await connection.execute(
+        f"INSERT INTO {own.meta} (realm, format) VALUES ($1, $2)",
+        secrets.token_bytes(REALM_BYTES),
+        FORMAT,
+    )
+    await connection.execute(f"INSERT INTO {own.head} (seq, token, registry) VALUES (0, '', 0)")
+
+
+def new_replica_id() -> int:
+    """A replica id: 63 random bits, never 0, which stands for nobody."""
+    return secrets.randbelow(REPLICA_ID_MAX) + 1

@@ -1,0 +1,161 @@
+"""The statements that write rows of one table: each takes one text array a column and casts it.
+
+`given` is the rows as they came: `v0`, `v1`, ... are the key's and then the cells' values, cast;
+`place` is the row's number in the arrays, from 1. Casts are without bounds, so that a value which
+the column rounded differs from the one given.
+
+`insert` and `update` answer with one record of counts, and after it one for each row in which
+Postgres made a value different: `d0`, `d1`, ... hold [the value's text] where it did.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from reunite.cells.register import Value
+from reunite.document import cell_key
+from reunite.schema import Column, Table, default_value, quoted
+from reunite_transport.relay.postgres_schema import cast_type
+
+# Text of these types is one way to write a value among others; a key must be the one that
+# Postgres writes, or two documents would name one row.
+_MANY_SPELLINGS: Final = frozenset(
+    {"boolean", "date", "time", "timestamp", "timestamptz", "uuid", "json"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What writing a table needs of its description. `defaults` are what a missing cell means."""
+
+    table: Table
+    name: str
+    keys: tuple[Column, ...]
+    cells: tuple[Column, ...]
+    cell_keys: tuple[int, ...]
+    defaults: tuple[Value, ...]
+
+
+def shape_of(schema: str, table: Table) -> Shape:
+    """Work a table's shape out, once for each version of the registry."""
+    return Shape(
+        table=table,
+        name=f"{quoted(schema)}.{quoted(table.name)}",
+        keys=table.key,
+        cells=table.cells,
+        cell_keys=tuple(cell_key(column.id) for column in table.cells),
+        defaults=tuple(map(default_value, table.cells)),
+    )
+
+
+def update_sql(shape: Shape, changed: Sequence[int], compared: Sequence[int]) -> str:
+    """Set the cells at the places `changed`; report differences of all `compared`."""
+    first = len(shape.keys)
+    value_by_place = {place: f"given.v{first + at}" for at, place in enumerate(compared)}
+    sets = ", ".join(
+        f"{quoted(shape.cells[place].name)} = {value_by_place[place]}" for place in changed
+    )
+    given = _given([*shape.keys, *(shape.cells[place] for place in compared)], 1)
+    return (
+        f"WITH {given}, compared AS (UPDATE {shape.name} AS t SET {sets} FROM given"
+        f" WHERE {_matches('t', shape.keys)}"
+        f" RETURNING given.place{_differences('t', shape, compared)})"
+        " SELECT count(*) AS written, NULL::bigint AS matched, NULL::bigint AS misspelt"
+        f"{_reported(compared, 'compared')}"
+    )
+
+
+def insert_sql(shape: Shape) -> str:
+    """Insert rows whose keys are free. Counts: `written` rows, `matched` ones of them whose key
+    came out as given, `misspelt` keys."""
+    columns = (*shape.keys, *shape.cells)
+    names = ", ".join(quoted(column.name) for column in columns)
+    values = ", ".join(f"given.v{at}" for at in range(len(columns)))
+    conflict = ", ".join(quoted(column.name) for column in shape.keys)
+    misspelt = " OR ".join(
+        f"v{at}::text <> t{at}"
+        for at, column in enumerate(shape.keys)
+        if column.type in _MANY_SPELLINGS
+    )
+    places = range(len(shape.cells))
+    return (
+        f"WITH {_given(columns, 1)}, written AS (INSERT INTO {shape.name} ({names})"
+        f" SELECT {values} FROM given ON CONFLICT ({conflict}) DO NOTHING RETURNING {names}),"
+        f" compared AS (SELECT given.place{_differences('w', shape, places)}"
+        f" FROM written AS w JOIN given ON {_matches('w', shape.keys)})"
+        " SELECT (SELECT count(*) FROM written) AS written, count(*) AS matched,"
+        f" (SELECT count(*) FROM given WHERE {misspelt or 'false'}) AS misspelt"
+        f"{_reported(places, 'compared')}"
+    )
+
+
+def delete_sql(shape: Shape) -> str:
+    """Delete rows by key."""
+    return (
+        f"WITH {_given(shape.keys, 1)} DELETE FROM {shape.name} AS t USING given"
+        f" WHERE {_matches('t', shape.keys)}"
+    )
+
+
+def lock_sql(shape: Shape) -> str:
+    """Lock rows against children that refer to them."""
+    return (
+        f"WITH {_given(shape.keys, 1)} SELECT FROM {shape.name} AS t JOIN given"
+        f" ON {_matches('t', shape.keys)} FOR UPDATE OF t"
+    )
+
+
+def referring_sql(parent: Shape, child: Shape, sides: Sequence[tuple[str, str]]) -> str:
+    """True when a row of `child` refers to one of the given rows of `parent` and is not itself
+    among the rows to delete, whose keys are the parameters after the parent's. `sides` pairs the
+    child's columns with the parent's."""
+    refers = " AND ".join(f"c.{quoted(own)} = t.{quoted(theirs)}" for own, theirs in sides)
+    going = _given(child.keys, 1 + len(parent.keys), name="going")
+    return (
+        f"WITH {_given(parent.keys, 1)}, {going} SELECT EXISTS ("
+        f"SELECT FROM given JOIN {parent.name} AS t ON {_matches('t', parent.keys)}"
+        f" JOIN {child.name} AS c ON {refers}"
+        f" WHERE NOT EXISTS (SELECT FROM going WHERE {_matches('c', child.keys, 'going')}))"
+    )
+
+
+def _given(columns: Sequence[Column], first: int, *, name: str = "given") -> str:
+    arrays = ", ".join(f"${first + at}::text[]" for at in range(len(columns)))
+    texts = ", ".join(f"t{at}" for at in range(len(columns)))
+    casts = "".join(
+        f", CAST(raw.t{at} AS {cast_type(column.type)}) AS v{at}"
+        + (f", raw.t{at}" if column.key and column.type in _MANY_SPELLINGS else "")
+        for at, column in enumerate(columns)
+    )
+    return (
+        f"{name} AS (SELECT raw.place{casts}"
+        f" FROM unnest({arrays}) WITH ORDINALITY AS raw ({texts}, place))"
+    )
+
+
+def _matches(alias: str, keys: Sequence[Column], name: str = "given") -> str:
+    return " AND ".join(
+        f"{alias}.{quoted(column.name)} = {name}.v{at}" for at, column in enumerate(keys)
+    )
+
+
+def _differences(alias: str, shape: Shape, compared: Sequence[int]) -> str:
+    columns = [f"{alias}.{quoted(shape.cells[place].name)}" for place in compared]
+    return "".join(
+        f", CASE WHEN {column} IS DISTINCT FROM given.v{at} THEN ARRAY[{column}::text] END"
+        f" AS d{at - len(shape.keys)}"
+        for at, column in enumerate(columns, len(shape.keys))
+    )
+
+
+def _reported(compared: Sequence[int], source: str) -> str:
+    """The end of the statement: the record of counts, then the rows in which something differs."""
+    names = [f"d{at}" for at in range(len(compared))]
+    nothing = "".join(f", NULL::text[] AS {name}" for name in names)
+    listed = "".join(f", {name}" for name in names)
+    differs = " OR ".join(f"{name} IS NOT NULL" for name in names) or "false"
+    return (
+        f", NULL::bigint AS place{nothing} FROM {source}"
+        f" UNION ALL SELECT NULL, NULL, NULL, place{listed} FROM {source} WHERE {differs}"
+        " ORDER BY place NULLS FIRST"
+    )

@@ -1,0 +1,297 @@
+"""The relay's store on Postgres: one realm in one schema. See `store` for the contract.
+
+Whoever needs the head's lock uses one connection of its own, taking turns within the process, so
+that no call that holds the lock ever waits for a pooled connection. Reads use a small pool.
+Nothing is set for a session: every setting is SET LOCAL, so a pooler in between does no harm.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import groupby
+from typing import Final
+
+import asyncpg
+
+from reunite.errors import FormatError, TableError
+from reunite.schema import Table, quoted
+from reunite_transport.messages import Section
+from reunite_transport.relay.history import compared
+from reunite_transport.relay.postgres_bookkeeping import (
+    Connection,
+    OwnTables,
+    Pool,
+    bootstrap,
+    new_replica_id,
+)
+from reunite_transport.relay.postgres_errors import translated
+from reunite_transport.relay.postgres_registry import create as create_growth
+from reunite_transport.relay.postgres_registry import read_registry
+from reunite_transport.relay.postgres_rows import RowWriter
+from reunite_transport.relay.postgres_transaction import PostgresTransaction
+from reunite_transport.relay.registry import Registered, grow, ordered
+from reunite_transport.relay.store import FeedPage, Greeting, HistoryLost, StoreError
+
+# Under the head a lock is waited for this long only: everybody else waits behind it.
+LOCK_WAIT_MS: Final = 50
+# Altering a table waits for its readers and blocks new ones meanwhile.
+ALTER_WAIT_MS: Final = 2_000
+# A commit of the largest changeset takes seconds.
+STATEMENT_MS_MAX: Final = 120_000
+# A relay that stopped in the middle of a commit must not hold the head for ever.
+IDLE_MS_MAX: Final = 30_000
+# Pages are read by a few connections at a time; more would only share the same disk.
+POOL_MAX: Final = 4
+
+_TABLE_BYTES: Final = 4
+_LAST_TABLE: Final = (1 << 31) - 1
+_NOW_MS: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+
+
+async def open_postgres(url: str, *, schema: str = "public") -> "PostgresStore":
+    """Open the realm in a schema of a Postgres database, making it where it is missing.
+
+    Raises StoreError when the database cannot be reached or was written by a newer reunite.
+    """
+    with translated():
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=POOL_MAX,
+            # A plan cached while a table was empty scans it for ever.
+            statement_cache_size=0,
+            reset=_keep,
+        )
+    try:
+        with translated():
+            connection = await asyncpg.connect(url)
+        try:
+            realm = await bootstrap(connection, schema)
+        except BaseException:
+            connection.terminate()
+            raise
+    except BaseException:
+        pool.terminate()
+        raise
+    return PostgresStore(url, schema, realm, pool, connection)
+
+
+class PostgresStore:
+    """A realm on Postgres; made by `open_postgres`."""
+
+    def __init__(
+        self,
+        url: str,
+        schema: str,
+        realm: bytes,
+        pool: Pool,
+        connection: Connection,
+    ) -> None:
+        self.realm = realm
+        self.replica = new_replica_id()
+        self._url = url
+        self._schema = schema
+        self._own = OwnTables(schema)
+        self._pool = pool
+        self._connection = connection
+        self._turn = asyncio.Lock()
+        self._writer = RowWriter(schema, ())
+        self._registry_seen = 0
+        schema_setting = quoted(schema).replace("'", "''")
+        self._begin = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+            " SET LOCAL plan_cache_mode = force_custom_plan;"
+            f" SET LOCAL statement_timeout = {STATEMENT_MS_MAX};"
+            f" SET LOCAL idle_in_transaction_session_timeout = {IDLE_MS_MAX};"
+            " SET LOCAL lock_timeout = 0;"
+            " SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD';"
+            " SET LOCAL IntervalStyle = 'postgres'; SET LOCAL bytea_output = 'hex';"
+            " SET LOCAL extra_float_digits = 1; SET LOCAL row_security = off;"
+            f" SELECT pg_catalog.set_config('search_path', '{schema_setting}, public', true)"
+        )
+
+    async def registry(self) -> tuple[Table, ...]:
+        """All tables, numbered, parents before children; read again only when it has grown."""
+        with translated():
+            version = await self._pool.fetchval(f"SELECT registry FROM {self._own.head}")
+            if version != self._registry_seen:
+                self._learn(version, await read_registry(self._pool, self._own))
+        return self._writer.tables
+
+    async def describe(self, tables: Sequence[Table], *, create: bool) -> tuple[Table, ...]:
+        """Register and create what is new; see the contract. Kept cells of a column that was
+        unknown so far are not written to the table until their rows are edited."""
+        with translated():
+            growth = grow(await read_registry(self._pool, self._own), tables)
+        if not growth.registered:
+            return await self.registry()
+        if not create:
+            raise TableError(
+                growth.registered[0].table.name,
+                "is not in the realm, or lacks columns there, and this relay creates none",
+            )
+        async with self._locked(ALTER_WAIT_MS) as (connection, head):
+            with translated():
+                known = await read_registry(connection, self._own)
+                growth = grow(known, tables)
+                await create_growth(connection, self._own, known, growth)
+                await connection.execute(f"UPDATE {self._own.head} SET registry = registry + 1")
+        by_id = {entry.table.id: entry for entry in (*known, *growth.registered)}
+        self._learn(head["registry"] + 1, list(by_id.values()))
+        return self._writer.tables
+
+    async def greet(
+        self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
+    ) -> Greeting:
+        """Raise the replica's term and compare histories; see the contract."""
+        own = self._own
+        async with self._locked(LOCK_WAIT_MS) as (connection, head):
+            with translated():
+                if seq > 0 and not await connection.fetchval(
+                    f"SELECT true FROM {own.commits} WHERE seq = $1 AND token = $2", seq, token
+                ):
+                    raise HistoryLost(f"commit {seq} of the client's cursor is not known here")
+                last = await connection.fetchval(
+                    f"SELECT last FROM {own.replicas} WHERE replica = $1", replica
+                )
+                if acknowledged > (last or 0):
+                    raise HistoryLost(f"changeset {acknowledged} was acknowledged and is not here")
+                accepted = await connection.fetch(
+                    f"SELECT number, nonce, seq FROM {own.changesets}"
+                    " WHERE replica = $1 AND number > $2 ORDER BY number",
+                    replica,
+                    acknowledged,
+                )
+                term = await connection.fetchval(
+                    f"INSERT INTO {own.replicas} AS r (replica, term, last, seen_at)"
+                    " VALUES ($1, 1, 0, clock_timestamp()) ON CONFLICT (replica) DO UPDATE"
+                    " SET term = r.term + 1, seen_at = excluded.seen_at RETURNING term",
+                    replica,
+                )
+        verdict, known = compared(
+            acknowledged, last or 0, nonces, [(r["number"], r["nonce"], r["seq"]) for r in accepted]
+        )
+        return Greeting(term, verdict, known, head["seq"], head["now_ms"])
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator["PostgresTransaction"]:
+        """Start a commit. When the connection is lost as the block ends, the commit may have
+        happened: the numbers that the store holds then say so."""
+        async with self._locked(LOCK_WAIT_MS) as (connection, head):
+            if head["registry"] != self._registry_seen:
+                with translated():
+                    self._learn(head["registry"], await read_registry(connection, self._own))
+            yield PostgresTransaction(
+                connection, self._own, self._writer, self.replica, head["seq"] + 1, head["now_ms"]
+            )
+
+    async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
+        """The next rows of the feed. Raises FormatError for a `within` that is not of a page."""
+        table, key = _LAST_TABLE, b""
+        if within:
+            if len(within) <= _TABLE_BYTES:
+                raise FormatError("not a place in the feed")
+            table, key = int.from_bytes(within[:_TABLE_BYTES], "big"), within[_TABLE_BYTES:]
+            if table > _LAST_TABLE:
+                raise FormatError("not a place in the feed")
+        with translated():
+            rows = await self._pool.fetch(
+                _PAGE.format(own=self._own), seq, table, key, rows_max, bytes_max
+            )
+        head = rows[0]
+        rows = [row for row in rows if row["tbl"] is not None]
+        sections = tuple(
+            _section(table_id, list(run)) for table_id, run in groupby(rows, lambda row: row["tbl"])
+        )
+        if not rows or len(rows) == rows[0]["found"]:
+            return FeedPage(sections, head["head_seq"], b"", True, bytes(head["token"]))
+        end = rows[-1]
+        mark = end["tbl"].to_bytes(_TABLE_BYTES, "big") + end["key"]
+        return FeedPage(sections, end["seq"], mark, False, b"")
+
+    async def head(self) -> tuple[int, bytes]:
+        """The last commit's (seq, token)."""
+        with translated():
+            row = await self._pool.fetchrow(f"SELECT seq, token FROM {self._own.head}")
+        assert row is not None, "bootstrap made the head"
+        return row["seq"], bytes(row["token"])
+
+    async def close(self) -> None:
+        """Let go of the database; a commit under way is finished first."""
+        async with self._turn:
+            with translated():
+                await self._connection.close()
+                await self._pool.close()
+
+    @asynccontextmanager
+    async def _locked(self, lock_wait_ms: int) -> AsyncIterator[tuple[Connection, asyncpg.Record]]:
+        """A transaction that holds the head. The head itself is waited for as long as it takes:
+        the relay that holds it is at work, and `lock_wait_ms` counts from then on."""
+        async with self._turn:
+            connection = await self._connected()
+            try:
+                with translated():
+                    await connection.execute(self._begin)
+                    await connection.fetchval(f"SELECT seq FROM {self._own.head} FOR UPDATE")
+                    # Read after the wait, which the head may have moved in.
+                    head = await connection.fetchrow(
+                        f"SELECT seq, registry, {_NOW_MS} AS now_ms,"
+                        " set_config('lock_timeout', $1, true)"
+                        f" FROM {self._own.head}",
+                        str(lock_wait_ms),
+                    )
+                if head is None:
+                    raise StoreError(f"{self._own.head} is empty; restore this schema")
+                yield connection, head
+                with translated():
+                    await connection.execute("COMMIT")
+            except BaseException as error:
+                await _roll_back(connection, error)
+                raise
+
+    async def _connected(self) -> Connection:
+        if self._connection.is_closed():
+            with translated():
+                self._connection = await asyncpg.connect(self._url)
+        return self._connection
+
+    def _learn(self, version: int, registered: Sequence[Registered]) -> None:
+        if version > self._registry_seen:
+            self._writer = RowWriter(self._schema, ordered(registered))
+            self._registry_seen = version
+
+
+# One row more than wanted tells whether there is more. The first row always comes, whatever its
+# size. The head is of the same snapshot.
+_PAGE: Final = """
+SELECT h.seq AS head_seq, h.token, r.tbl, r.key, r.seq, r.document, r.found
+FROM {own.head} AS h LEFT JOIN (
+    SELECT f.*, count(*) OVER () AS found, row_number() OVER feed AS n,
+        sum(octet_length(f.key) + octet_length(f.document)) OVER feed AS total
+    FROM (
+        SELECT d.tbl, d.key, d.seq, d.document FROM {own.documents} AS d
+        WHERE (d.seq, d.tbl, d.key) > ($1, $2, $3)
+        ORDER BY d.seq, d.tbl, d.key LIMIT $4::bigint + 1
+    ) AS f
+    WINDOW feed AS (ORDER BY f.seq, f.tbl, f.key ROWS UNBOUNDED PRECEDING)
+) AS r ON r.n = 1 OR (r.n <= $4::bigint AND r.total <= $5::bigint)
+ORDER BY r.seq, r.tbl, r.key
+"""
+
+
+def _section(table: int, rows: Sequence[asyncpg.Record]) -> Section:
+    return Section(table, tuple(row["key"] for row in rows), tuple(row["document"] for row in rows))
+
+
+async def _roll_back(connection: Connection, error: BaseException) -> None:
+    """Leave the connection clean, or dead: one that was interrupted in the middle of a statement
+    may be in any state."""
+    if isinstance(error, Exception) and not connection.is_closed():
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            await connection.execute("ROLLBACK")
+            return
+    connection.terminate()
+
+
+async def _keep(_connection: object) -> None:
+    """Pooled connections are left as they were: nothing is ever set on them."""

@@ -1,0 +1,128 @@
+"""One commit in the making on Postgres: see `StoreTransaction`. Its store holds the head's lock."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from reunite.cells.register import Value
+from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables
+from reunite_transport.relay.postgres_errors import translated
+from reunite_transport.relay.postgres_rows import RowWriter
+from reunite_transport.relay.store import Accepted, RowChange, RowId, Standing
+
+_FINISH: Final = """
+WITH given AS (
+    SELECT replica, number, nonce
+    FROM unnest($4::bigint[], $5::bigint[], $6::bytea[]) AS g (replica, number, nonce)
+), committed AS (
+    INSERT INTO {own.commits} (seq, token, at, relay) VALUES ($1, $2, clock_timestamp(), $3)
+), remembered AS (
+    INSERT INTO {own.changesets} (replica, number, nonce, seq)
+    SELECT replica, number, nonce, $1 FROM given
+), advanced AS (
+    UPDATE {own.replicas} AS r SET last = g.number, seen_at = clock_timestamp()
+    FROM (SELECT replica, max(number) AS number FROM given GROUP BY replica) AS g
+    WHERE r.replica = g.replica
+)
+UPDATE {own.head} SET seq = $1, token = $2
+"""
+
+
+class PostgresTransaction:
+    """One commit in the making on Postgres; see `StoreTransaction`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        own: OwnTables,
+        writer: RowWriter,
+        replica: int,
+        seq: int,
+        now_ms: int,
+    ) -> None:
+        self.seq = seq
+        self.now_ms = now_ms
+        self._connection = connection
+        self._own = own
+        self._writer = writer
+        self._replica = replica
+        # Rows that were looked for and have no document: COPY takes them.
+        self._absent: set[RowId] = set()
+
+    async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
+        """The known ones among these replicas."""
+        with translated():
+            rows = await self._connection.fetch(
+                f"SELECT replica, term, last FROM {self._own.replicas}"
+                " WHERE replica = ANY ($1::bigint[])",
+                replicas,
+            )
+        return {row["replica"]: Standing(row["term"], row["last"]) for row in rows}
+
+    async def documents(self, rows: Sequence[RowId]) -> Mapping[RowId, bytes]:
+        """The documents of the rows that have one."""
+        with translated():
+            found = await self._connection.fetch(
+                "SELECT d.tbl, d.key, d.document"
+                " FROM unnest($1::integer[], $2::bytea[]) AS wanted (tbl, key)"
+                f" JOIN {self._own.documents} AS d USING (tbl, key)",
+                [row.table for row in rows],
+                [row.key for row in rows],
+            )
+        documents = {RowId(table, key): document for table, key, document in found}
+        self._absent.update(row for row in rows if row not in documents)
+        return documents
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Roll back what was written inside when the block raises, and only that."""
+        with translated():
+            await self._connection.execute("SAVEPOINT attempt")
+        try:
+            yield
+        except Exception:
+            with translated():
+                await self._connection.execute("ROLLBACK TO attempt; RELEASE attempt")
+            raise
+        with translated():
+            await self._connection.execute("RELEASE attempt")
+
+    async def write_rows(self, changes: Sequence[RowChange]) -> Mapping[RowId, Mapping[int, Value]]:
+        """Write the app's tables; see the contract."""
+        return await self._writer.write(self._connection, changes)
+
+    async def finish(
+        self, token: bytes, documents: Mapping[RowId, bytes], accepted: Sequence[Accepted]
+    ) -> None:
+        """Record the commit; it takes effect when the block ends."""
+        new = [row for row in documents if row in self._absent]
+        old = [row for row in documents if row not in self._absent]
+        own = self._own
+        with translated():
+            if new:
+                await self._connection.copy_records_to_table(
+                    "_reunite_documents",
+                    schema_name=own.schema,
+                    columns=("tbl", "key", "seq", "document"),
+                    records=[(row.table, row.key, self.seq, documents[row]) for row in new],
+                )
+            if old:
+                await self._connection.execute(
+                    f"UPDATE {own.documents} AS d SET seq = $1, document = given.document"
+                    " FROM unnest($2::integer[], $3::bytea[], $4::bytea[])"
+                    " AS given (tbl, key, document)"
+                    " WHERE d.tbl = given.tbl AND d.key = given.key",
+                    self.seq,
+                    [row.table for row in old],
+                    [row.key for row in old],
+                    [documents[row] for row in old],
+                )
+            await self._connection.execute(
+                _FINISH.format(own=own),
+                self.seq,
+                token,
+                self._replica,
+                [changeset.replica for changeset in accepted],
+                [changeset.number for changeset in accepted],
+                [changeset.nonce for changeset in accepted],
+            )

@@ -1,0 +1,108 @@
+"""The schema registry: numbers the tables and columns that clients describe.
+
+Names are SQLite's: two that differ only in case are one. Ids are small integers from 1 in order of
+declaration and are never used again, so the cells of a dropped column do not come back under a
+new one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from reunite.errors import TableError
+from reunite.schema import COLUMNS_MAX, OWN_PREFIX, TABLES_MAX, Column, Table, parents_first
+
+_RESERVED_NAMES: Final = frozenset({"reunite_rows", "reunite_rejected"})
+_RESERVED_PREFIXES: Final = (OWN_PREFIX, "sqlite_")
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A table of the registry and the highest column id that it ever used."""
+
+    table: Table
+    columns_used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What a description adds: whole tables, and columns of tables that exist. `registered` are
+    the rows of the registry that are new or changed."""
+
+    registered: tuple[Registered, ...]
+    created: tuple[Table, ...]
+    added: tuple[tuple[Table, Column], ...]
+
+
+def grow(registry: Sequence[Registered], described: Sequence[Table]) -> Growth:
+    """What `described` adds to the registry, which keeps dropped tables if there ever are any.
+
+    The client's ids are its own numbering and are not read. Raises TableError for a reserved or
+    repeated name, another primary key, and a column that would be a new part of the key.
+    """
+    last_id = max((entry.table.id for entry in registry), default=0)
+    by_name = {entry.table.name.casefold(): entry for entry in registry}
+    registered: list[Registered] = []
+    created: list[Table] = []
+    added: list[tuple[Table, Column]] = []
+    seen: set[str] = set()
+    for table in described:
+        folded = table.name.casefold()
+        if folded in seen or folded in _RESERVED_NAMES or folded.startswith(_RESERVED_PREFIXES):
+            raise TableError(table.name, "is described twice, or its name is reserved; rename it")
+        seen.add(folded)
+        known = by_name.get(folded)
+        if known is None:
+            if len(by_name) + len(created) >= TABLES_MAX:
+                raise TableError(table.name, f"the realm has its {TABLES_MAX} tables already")
+            last_id += 1
+            numbered = _numbered(table, last_id)
+            created.append(numbered)
+            registered.append(Registered(numbered, len(numbered.columns)))
+            continue
+        _check_key(known.table, table)
+        new = [column for column in table.columns if known.table.column(column.name) is None]
+        if new:
+            columns = tuple(
+                _addable(column, known.columns_used + place) for place, column in enumerate(new, 1)
+            )
+            grown = replace(known.table, columns=known.table.columns + columns)
+            if len(grown.columns) > COLUMNS_MAX:
+                raise TableError(table.name, f"has over {COLUMNS_MAX} columns")
+            registered.append(Registered(grown, known.columns_used + len(columns)))
+            added += [(grown, column) for column in columns]
+    return Growth(tuple(registered), tuple(created), tuple(added))
+
+
+def ordered(registry: Sequence[Registered]) -> tuple[Table, ...]:
+    """The registry's tables, parents before children."""
+    return tuple(parents_first([entry.table for entry in registry]))
+
+
+def _numbered(table: Table, table_id: int) -> Table:
+    ids = {column.name: place for place, column in enumerate(table.columns, 1)}
+    return replace(table.renumbered(ids), id=table_id)
+
+
+def _addable(column: Column, column_id: int) -> Column:
+    """Rows that exist have no value for a new column, so NOT NULL needs a constant default."""
+    constant = column.default is not None and not column.default.upper().startswith("CURRENT_")
+    return replace(column, id=column_id, notnull=column.notnull and constant)
+
+
+def _check_key(known: Table, described: Table) -> None:
+    ours, theirs = known.key, described.key
+    if [column.name.casefold() for column in ours] != [c.name.casefold() for c in theirs]:
+        raise TableError(
+            described.name,
+            f"the realm has it with the primary key ({', '.join(c.name for c in ours)}), this file"
+            f" with ({', '.join(c.name for c in theirs)}); rename one of the tables",
+        )
+    for own, other in zip(ours, theirs, strict=True):
+        # One declaration may hold other values in each file, and so have another logical type.
+        if own.type != other.type and own.declared.casefold() != other.declared.casefold():
+            raise TableError(
+                described.name,
+                f"key column {own.name!r} is {own.type} in the realm and {other.type} in this file;"
+                " rename one of the tables",
+            )

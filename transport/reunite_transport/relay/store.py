@@ -1,0 +1,156 @@
+"""What a relay needs of a database: the contract that every store keeps (Postgres, later SQLite).
+
+A store holds one realm: the app's tables, the row documents that they mirror, and the record of
+commits and replicas. `commit.py` decides, a store only reads and writes; everything between
+`begin` and its end is one transaction under the head lock, so commits have one order.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from reunite.document import Document
+from reunite.errors import ReuniteError
+from reunite.schema import Table
+from reunite_transport.messages import Section, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class RowId:
+    """A row anywhere in the realm: the registry's table id and the packed key."""
+
+    table: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """A row's document before and after. The store derives from it what to write: an insert when
+    it comes alive, a delete when it dies, else an update of just the cells that differ."""
+
+    row: RowId
+    before: Document
+    after: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A replica as the store knows it: its session's term and its last accepted number."""
+
+    term: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A changeset that this commit holds, for the duplicate check."""
+
+    replica: int
+    number: int
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """The store's answer to a Hello: the new term, and which pending changesets are already in."""
+
+    term: int
+    verdict: Verdict
+    known: tuple[tuple[int, int], ...]
+    head: int
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeedPage:
+    """Rows after a position, with where to go on; see `messages.Page`."""
+
+    sections: tuple[Section, ...]
+    seq: int
+    within: bytes
+    complete: bool
+    token: bytes
+
+
+class StoreError(ReuniteError):
+    """The database refused or failed."""
+
+
+class Violation(StoreError):
+    """A constraint, type or size rule of the database refuses these rows; `message` may be shown
+    to the author of the change."""
+
+
+class Busy(StoreError):
+    """A lock, deadlock or serialisation failure: the same work may succeed later."""
+
+
+class HistoryLost(StoreError):
+    """The client's cursor or acknowledged changesets are not in this store's history."""
+
+
+class StoreTransaction(Protocol):
+    """One commit in the making, under the head lock."""
+
+    seq: int
+    """The number that this commit will have."""
+    now_ms: int
+    """The database's clock, in milliseconds since 1970 UTC."""
+
+    async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
+        """The known ones among these replicas."""
+
+    async def documents(self, rows: Sequence[RowId]) -> Mapping[RowId, bytes]:
+        """The documents of the rows that have one."""
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """Roll back what was written inside when the block raises, and only that."""
+
+    async def write_rows(
+        self, changes: Sequence[RowChange]
+    ) -> Mapping[RowId, Mapping[int, object]]:
+        """Write the app's tables and check every constraint. Returns what the database made
+        different of the written cells: {row: {column id: value as a register holds it}}.
+        Raises Violation or Busy; the caller's savepoint undoes."""
+
+    async def finish(
+        self, token: bytes, documents: Mapping[RowId, bytes], accepted: Sequence[Accepted]
+    ) -> None:
+        """Record the documents at `seq`, the commit and its changesets; advance the head. The
+        transaction commits when its block ends."""
+
+
+class Store(Protocol):
+    """One realm's database. All calls may raise StoreError; a lost connection is retried by the
+    caller with a new transaction."""
+
+    realm: bytes
+    """The realm's identity, 16 random bytes made once."""
+    replica: int
+    """This relay process's own replica id, new at every start."""
+
+    async def registry(self) -> tuple[Table, ...]:
+        """All tables, numbered, parents before children."""
+
+    async def describe(self, tables: Sequence[Table], *, create: bool) -> tuple[Table, ...]:
+        """Register what is new among these tables and their columns, and create it in the
+        database; returns the registry. With `create` false anything new is a TableError."""
+
+    async def greet(
+        self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
+    ) -> Greeting:
+        """Raise the replica's term under the head lock, so that older connections are fenced off,
+        and compare histories. Raises HistoryLost."""
+
+    def begin(self) -> AbstractAsyncContextManager[StoreTransaction]:
+        """Start a commit; it takes effect when the block ends after `finish`, else nothing does."""
+
+    async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
+        """The next rows after (seq, within), of one snapshot, with at least one row if any."""
+
+    async def head(self) -> tuple[int, bytes]:
+        """The last commit's (seq, token)."""
+
+    async def close(self) -> None:
+        """Let go of the database."""
