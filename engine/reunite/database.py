@@ -110,6 +110,8 @@ class Database:
         """Open the file, creating it when it is not there. Raises FileError."""
         if self._replica is not None:
             raise UsageError("this database is open already")
+        if str(self.path) in ("", ":memory:"):
+            raise FileError("sync needs a database file; a database in memory has nothing to keep")
         await self._engine.open()
         try:
             self._replica = await self._engine.run(self._prepare)

@@ -24,12 +24,13 @@ The primary key is not in the document: it names the document.
 Source of the semantics: Shapiro et al., "A comprehensive study of CRDTs" (2011), LWW-register.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import msgpack
 
-from reunite.cells.register import INTEGER_MAX, Register, wins
-from reunite.clock import NEVER, STAMP_BYTES
+from reunite.cells.register import INTEGER_MAX, Register, Value, wins
+from reunite.clock import FLOOR, NEVER, STAMP_BYTES
 from reunite.errors import FormatError
 
 VERSION: Final = 1
@@ -107,6 +108,35 @@ def encode(document: Document) -> bytes:
     return _pack((VERSION, b"".join(stamps), *life, keys, which, values))
 
 
+def encode_edit(
+    mark: bytes, keys: Sequence[int], values: Sequence[Value], *, inserts: bool
+) -> bytes:
+    """The bytes of an edit with one stamp: an insert (born and edited) or an update (edited).
+
+    The same bytes as `encode` gives, without the document between; `keys` are ascending.
+    """
+    return _pack((VERSION, mark, 1 if inserts else 0, 1, 0, keys, 0, values))
+
+
+def encode_insert_over_floor(
+    mark: bytes, keys: Sequence[int], values: Sequence[Value], at_floor: Sequence[bool]
+) -> bytes:
+    """The bytes of an insert whose cells are at the floor where `at_floor` says so, at least one;
+    otherwise as `encode_edit`."""
+    which = 0 if all(at_floor) else [0 if floor else 1 for floor in at_floor]
+    return _pack((VERSION, FLOOR + mark, 2, 2, 0, keys, which, values))
+
+
+def latest_stamp(data: bytes) -> bytes:
+    """The greatest stamp of an encoded document of our own making, without decoding it: stamps
+    are kept in ascending order, so it is the last one."""
+    if data[2] == _BIN8:
+        end = 4 + data[3]
+    else:
+        end = 5 + int.from_bytes(data[3:5], "big")
+    return data[end - STAMP_BYTES : end]
+
+
 def decode(data: bytes) -> Document:
     """The document in `data`, which may come from a peer: every field is checked.
 
@@ -154,6 +184,8 @@ def decode(data: bytes) -> Document:
 
 
 _pack = msgpack.Packer().pack
+# msgpack's byte for binary data of up to 255 bytes; the next one is for 65,535.
+_BIN8: Final = 0xC4
 _CLASSES: Final = frozenset({type(None), int, float, str, bytes})
 # No value can start before this byte, but a stamp can hold any byte.
 _VALUES_FROM: Final = 24
@@ -183,10 +215,10 @@ def _ascending_keys(keys: object) -> tuple[int, ...]:
 def _ascending_stamps(packed: bytes) -> tuple[bytes, ...]:
     if type(packed) is not bytes or len(packed) % STAMP_BYTES:
         raise FormatError("a document's stamps are not whole")
-    stamps = tuple(packed[at : at + STAMP_BYTES] for at in range(0, len(packed), STAMP_BYTES))
-    if any(a >= b for a, b in zip(stamps, stamps[1:], strict=False)):
+    stamps = [packed[at : at + STAMP_BYTES] for at in range(0, len(packed), STAMP_BYTES)]
+    if sorted(set(stamps)) != stamps:
         raise FormatError("a document's stamps are not ascending")
-    return stamps
+    return tuple(stamps)
 
 
 def _refuse_nesting(data: bytes) -> None:

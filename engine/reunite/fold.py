@@ -22,7 +22,18 @@ from reunite.capture import (
 )
 from reunite.cells.register import Register, Value, same
 from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
-from reunite.document import DOCUMENT_BYTES_MAX, EMPTY, Document, cell_key, decode, encode, merge
+from reunite.document import (
+    DOCUMENT_BYTES_MAX,
+    EMPTY,
+    Document,
+    cell_key,
+    decode,
+    encode,
+    encode_edit,
+    encode_insert_over_floor,
+    latest_stamp,
+    merge,
+)
 from reunite.keys import key_problem, key_values, stored_key
 from reunite.payload import ABSENT, Entry, Kind, RowRef, pack_image, unpack_image
 from reunite.rejected import record_local
@@ -47,6 +58,8 @@ class Shape(NamedTuple):
     keys: tuple[int, ...]
     defaults: tuple[Value, ...]
     parents: tuple[Parent, ...]
+    # True when `keys` are in the order that documents keep, which is almost always.
+    ascending: bool
     # A UNIQUE index over an expression: REPLACE can delete rows that no trigger sees.
     hidden_collisions: bool
 
@@ -68,6 +81,7 @@ def shapes_of(conn: sqlite3.Connection, tables: Mapping[int, Tracked]) -> dict[i
             tuple(cell_key(column.id) for column in tracked.table.cells),
             tuple(default_value(column) for column in tracked.table.cells),
             tuple(_parents(tracked.table, by_name)),
+            (ids := [column.id for column in tracked.table.cells]) == sorted(ids),
             has_hidden_collisions(conn, tracked.table.name),
         )
         for tracked in by_name.values()
@@ -204,10 +218,11 @@ def fold_row(
             return Folded(None, None) if row else None
         if row and row.image and not _changed(shape, EMPTY, unpack_image(row.image), values):
             return None
-        time = edit_time(recorded_ms, meta.offset_ms, 0)
-        return _inserted(shape, stamp(time, meta.replica), changeset, ref, values, recorded_ms)
+        mark = _mark(meta, recorded_ms, NEVER)
+        return _inserted(shape, mark, changeset, ref, values, recorded_ms)
     assert row is not None
     document = decode(known)
+    mark = _mark(meta, recorded_ms, latest_stamp(known))
     image = unpack_image(row.image)
     local_only = row.base is None and row.changeset is None
     if values is None:
@@ -215,14 +230,9 @@ def fold_row(
             return None
         if local_only:
             return Folded(None, None)
-        mark = stamp(
-            edit_time(recorded_ms, meta.offset_ms, time_of(document.latest())), meta.replica
-        )
         delta, kind = Document(NEVER, NEVER, mark, {}), Kind.PARTIAL
         image = None
     else:
-        seen = time_of(document.latest())
-        mark = stamp(edit_time(recorded_ms, meta.offset_ms, seen), meta.replica)
         if not document.alive:
             if image is not None and not _changed(shape, EMPTY, image, values):
                 return None
@@ -246,15 +256,31 @@ def fold_row(
                 if image and image != ABSENT
                 else None
             )
-    base_time = time_of(decode(row.base).latest()) if row.base else 0
-    merged = merge(document, delta)
+    base_time = time_of(latest_stamp(row.base)) if row.base else 0
+    # The stamp is above all that the row has, so what the edit says is what the join has.
+    merged = Document(
+        min(document.born, delta.born) if delta.born else document.born,
+        delta.edited or document.edited,
+        delta.deleted or document.deleted,
+        document.cells | delta.cells,
+    )
     derived = (
         _derived(shape, ref, document, delta) if shape.parents and kind == Kind.PARTIAL else None
     )
+    if kind == Kind.PARTIAL and delta.edited and shape.ascending:
+        values = [cell[1] for cell in delta.cells.values()]
+        data = encode_edit(mark, tuple(delta.cells), values, inserts=False)
+    else:
+        data = encode(delta)
     return Folded(
-        Entry(ref, kind, encode(delta), recorded_ms, base_time, derived),
+        Entry(ref, kind, data, recorded_ms, base_time, derived),
         Row(row.base, encode(merged), pack_image(image), changeset, merged.alive, None),
     )
+
+
+def _mark(meta: Meta, recorded_ms: int, latest: bytes) -> bytes:
+    """The stamp of an edit of a row whose document has this latest stamp."""
+    return stamp(edit_time(recorded_ms, meta.offset_ms, time_of(latest)), meta.replica)
 
 
 def _derived(shape: Shape, ref: RowRef, before: Document, delta: Document) -> RowRef | None:
@@ -283,10 +309,13 @@ def whole(document: Document, mark: bytes) -> Document:
 def expected(shape: Shape, document: Document, image: Mapping[int, Value] | None) -> list[Value]:
     """What the table holds of a living row, in column order."""
     cells = document.cells
-    found = [
-        cells[key][1] if key in cells else default
-        for key, default in zip(shape.keys, shape.defaults, strict=True)
-    ]
+    if tuple(cells) == shape.keys:
+        found = [cell[1] for cell in cells.values()]
+    else:
+        found = [
+            cells[key][1] if key in cells else default
+            for key, default in zip(shape.keys, shape.defaults, strict=True)
+        ]
     if image:
         found = [image.get(key, value) for key, value in zip(shape.keys, found, strict=True)]
     return found
@@ -302,11 +331,20 @@ def _inserted(
 ) -> Folded:
     """A row that nobody here knew. Columns at their default get the floor stamp, so that a late
     "insert if missing" erases nobody's edit."""
-    cells = {
-        key: (FLOOR if value is default or same(value, default) else mark, value)
-        for key, value, default in zip(shape.keys, values, shape.defaults, strict=True)
-    }
-    data = encode(Document(mark, mark, NEVER, cells))
+    at_floor = [
+        value is default or same(value, default)
+        for value, default in zip(values, shape.defaults, strict=True)
+    ]
+    if not shape.ascending:
+        cells = {
+            key: (FLOOR if floor else mark, value)
+            for key, value, floor in zip(shape.keys, values, at_floor, strict=True)
+        }
+        data = encode(Document(mark, mark, NEVER, cells))
+    elif any(at_floor):
+        data = encode_insert_over_floor(mark, shape.keys, values, at_floor)
+    else:
+        data = encode_edit(mark, shape.keys, values, inserts=True)
     return Folded(
         Entry(ref, Kind.WHOLE, data, recorded_ms, 0), Row(None, data, None, changeset, True, None)
     )
@@ -337,12 +375,13 @@ def _changed(
     image: Mapping[int, Value] | None,
     values: Sequence[Value],
 ) -> dict[int, Value]:
+    before = expected(shape, document, image)
     return {
         key: value
-        for key, value, before in zip(
-            shape.keys, values, expected(shape, document, image), strict=True
-        )
-        if not (value is before or same(value, before))
+        for key, value, old in zip(shape.keys, values, before, strict=True)
+        if value is not old
+        and (type(value) is not type(old) or value != old or type(value) is float)
+        and not same(value, old)
     }
 
 

@@ -74,12 +74,14 @@ def retry(state: State) -> bool:
     return True
 
 
-def is_waiting(state: State) -> bool:
-    """True when a whole snapshot waits for the verdict on a local changeset."""
-    found = state.conn.execute(
-        "SELECT kind FROM _reunite_inbox ORDER BY id DESC LIMIT 1"
-    ).fetchone()
-    return found is not None and found[0] == 1
+def forget_waiting(state: State) -> None:
+    """Drop a whole snapshot that waits for a verdict: after a reconnect it is pulled again from
+    the cursor. Pages of a load that goes on stay."""
+    last = state.conn.execute("SELECT kind FROM _reunite_inbox ORDER BY id DESC LIMIT 1").fetchone()
+    if last is not None and last[0] == 1:
+        state.conn.execute("DELETE FROM _reunite_inbox")
+        state.meta.load_seq = state.meta.load_within = None
+        state.save("load_seq", "load_within")
 
 
 def drop_reached(state: State) -> None:

@@ -14,10 +14,10 @@ from reunite import adopt, inbox, outbox, registry, verdicts
 from reunite.bookkeeping import Tracked, is_prepared, prepare
 from reunite.capture import last_captured
 from reunite.clock import OFFSET_MS_MIN
-from reunite.errors import RealmMismatch, SyncError
+from reunite.errors import RealmMismatch, SyncError, UsageError
 from reunite.fold import fold
 from reunite.keys import key_values, pack_key
-from reunite.payload import Statement
+from reunite.payload import Entry, Statement
 from reunite.rescan import notice_schema_changes
 from reunite.schema import Table, parents_first, read_table, table_names
 from reunite.state import Chance, State, StateCache
@@ -25,6 +25,11 @@ from reunite.verdicts import Rejection
 
 # More pending nonces than this are not listed in a greeting; the rest follow from the order.
 NONCES_LISTED_MAX = 65_536
+
+
+# A changeset is merged in memory and committed in one transaction of the relay.
+CHANGESET_ROWS_MAX = 200_000
+CHANGESET_BYTES_MAX = 32 << 20
 
 
 class Greeting(NamedTuple):
@@ -275,6 +280,7 @@ class Replica:
                 )
             meta.realm = realm
             state.save("realm")
+            inbox.forget_waiting(state)
             offset_ms = offset_ms if abs(offset_ms) >= OFFSET_MS_MIN else 0
             if abs(offset_ms - meta.offset_ms) >= OFFSET_MS_MIN or (
                 not offset_ms and meta.offset_ms
@@ -323,10 +329,12 @@ class Replica:
 
     def reconcile(self, choice: adopt.Choice | None = None) -> None:
         """Compare what was adopted since the last load with the realm. Raises AdoptionConflict."""
+        with self.reading() as state:
+            if not state.meta.loaded or not inbox.outbox_adopts(state):
+                return
         with self.transaction() as state:
-            if state.meta.loaded and inbox.outbox_adopts(state):
-                fold_strangers(state)
-                adopt.reconcile(state, choice)
+            fold_strangers(state)
+            adopt.reconcile(state, choice)
 
     def know(self, pairs: Sequence[tuple[int, int]]) -> None:
         """These numbers were committed at these seqs while the stream was not live."""
@@ -402,8 +410,20 @@ def _fold(state: State, recorded_ms: int | None) -> bool:
         now_ms=state.now_ms,
         recorded_ms=recorded_ms,
     )
+    if recorded_ms is not None:
+        _refuse_too_large(entries)
     outbox.add(state, changeset, entries, loose=recorded_ms is None)
     return bool(entries)
+
+
+def _refuse_too_large(entries: Sequence[Entry]) -> None:
+    size = sum(len(entry.document) for entry in entries)
+    if len(entries) > CHANGESET_ROWS_MAX or size > CHANGESET_BYTES_MAX:
+        raise UsageError(
+            f"this transaction changes {len(entries)} rows ({size} bytes), and one changeset ends at"
+            f" {CHANGESET_ROWS_MAX} rows and {CHANGESET_BYTES_MAX} bytes; it was rolled back. Write"
+            " in smaller transactions"
+        )
 
 
 def _outgoing(state: State, changeset: outbox.Changeset) -> Outgoing:

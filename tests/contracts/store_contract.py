@@ -24,9 +24,9 @@ from reunite_transport.relay.store import (
     Violation,
 )
 from tests.contracts.pushes import (
+    PERSON,
     A,
     B,
-    PERSON,
     at,
     column,
     deleted,
@@ -114,9 +114,9 @@ class StoreContract:
                 )
                 (known,) = await store.describe([grown], create=True)
                 assert [c.id for c in known.columns] == [1, 2, 3, 4, 5]
-                change = RowChange(row(1), inserted(at(now, A), {2: "a@x"}), EMPTY)
-                # The row's document has no cell for it: only what differs from 5 is written.
-                await write(store, {row(1): ("update", {5: 6})}, before=change.before)
+                before = inserted(at(now, A), {2: "a@x"})
+                # 5 is there already, and nothing said so: only what differs is written.
+                await write(store, {row(1): ("update", {5: 6})}, before=before)
 
         asyncio.run(scenario())
 
@@ -204,10 +204,14 @@ class StoreContract:
         async def scenario() -> None:
             async with opener() as store:
                 await store.describe([PERSON], create=True)
-                with pytest.raises(KeyError):
+
+                async def broken() -> None:
                     async with store.begin() as transaction:
                         await transaction.finish(b"12345678", {row(1): encode(EMPTY)}, [])
                         raise KeyError
+
+                with pytest.raises(KeyError):
+                    await broken()
                 assert await store.head() == (0, b"")
 
         asyncio.run(scenario())
@@ -282,9 +286,9 @@ class StoreContract:
                     for before, after in ((alive, dead), (dead, back)):
                         assert not await transaction.write_rows([RowChange(row(1), before, after)])
                     # Still unique: the row is there again with its email.
+                    twin = inserted(at(now, A), {2: "a@x"})
                     with pytest.raises(Violation):
                         async with transaction.savepoint():
-                            twin = inserted(at(now, A), {2: "a@x"})
                             await transaction.write_rows([RowChange(row(2), EMPTY, twin)])
 
         asyncio.run(scenario())
@@ -443,7 +447,7 @@ class StoreContract:
         asyncio.run(scenario())
 
     def test_a_fork_knows_what_both_copies_had_pending(self, opener: Opener) -> None:
-        """Schedule 47: both hold 11 unsent; one pushed 11 and 12. The other must not push 11 again."""
+        """Schedule 47: both hold 11 unsent; one pushed 11 and 12. 11 must not count twice."""
 
         async def scenario() -> None:
             async with opener() as store:

@@ -62,9 +62,7 @@ def entries(draw: st.DrawFn) -> Entries:
     section = draw(sections())
     count = len(section.keys)
     kinds = draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
-    derived = draw(
-        st.lists(st.tuples(st.integers(0, count - 1), table_ids, blobs), max_size=count)
-    )
+    derived = draw(st.lists(st.tuples(st.integers(0, count - 1), table_ids, blobs), max_size=count))
     return Entries(section.table, section.keys, section.documents, tuple(kinds), tuple(derived))
 
 

@@ -123,7 +123,9 @@ def test_a_connection_without_a_hello_ends_in_time() -> None:
     assert not session.closed
     session.tick(100.0 + HELLO_SECONDS_MAX)
     assert session.closed
-    assert hear(session)[0].code == "unexpected"  # type: ignore[union-attr]
+    (error,) = hear(session)
+    assert isinstance(error, Error)
+    assert error.code == "unexpected"
 
 
 def test_after_a_hello_time_does_not_matter() -> None:

@@ -265,8 +265,7 @@ class ClientSession:
             return
         self._described = False
         if self._live:
-            self._replica.reconcile(self._choice)
-            self._push()
+            self._describe_or_push()
         elif not self._pulling:
             self._pull()
 
@@ -289,7 +288,6 @@ class ClientSession:
         if message.complete:
             self._pulling = False
             self._live = True
-            self._replica.reconcile(self._choice)
             self._events.append(Live())
             self._describe_or_push()
 
@@ -328,6 +326,7 @@ class ClientSession:
             self._described = True
             self._send(Describe(tuple(missing)))
         elif not missing:
+            self._replica.reconcile(self._choice)
             self._push()
 
     def _push(self) -> None:

@@ -40,6 +40,7 @@ POLL_SECONDS: Final = 0.02
 # Waiting before the next connection: doubled each time, and up to half of it left to chance so
 # that a restarted relay is not met by everyone at once.
 BACK_OFF_SECONDS: Final = (0.1, 15.0)
+FENCED_SECONDS: Final = 5.0
 CONNECT_SECONDS: Final = 10.0
 # A relay that has not answered a heartbeat for this long is taken for gone.
 HEARTBEAT_SECONDS: Final = 15.0
@@ -189,6 +190,10 @@ class Sync:
                     return
                 if was_live:
                     wait = BACK_OFF_SECONDS[0]
+                last = self._status.last_error
+                if last is not None and last.code == "fenced":
+                    # Another sync of this file took over; taking turns with it would help nobody.
+                    wait = max(wait, FENCED_SECONDS)
                 pause = wait * random.uniform(0.5, 1.0)
                 self._set(state="offline", retry_in=pause)
                 await asyncio.sleep(pause)

@@ -5,8 +5,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from reunite.clock import stamp
-from reunite.document import NEVER, Document, cell_key, encode
+from reunite.clock import NEVER, stamp
+from reunite.document import Document, cell_key, encode
 from reunite.keys import pack_key
 from reunite.schema import Column, Table
 from reunite_transport import codec

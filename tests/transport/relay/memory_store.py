@@ -117,9 +117,7 @@ class MemoryStore:
             if taken and size > bytes_max:
                 break
             taken.append((place, document))
-        sections = tuple(
-            Section(table, (key,), (document,)) for (_, table, key), document in taken
-        )
+        sections = tuple(Section(table, (key,), (document,)) for (_, table, key), document in taken)
         if len(taken) == len(places):
             return FeedPage(sections, self._head, b"", True, self.token_by_seq[self._head])
         end, table, key = taken[-1][0]
@@ -138,6 +136,10 @@ class MemoryStore:
         for later in range(seq + 1, self._head + 1):
             del self.token_by_seq[later]
         self.documents = {row: kept for row, kept in self.documents.items() if kept[0] <= seq}
+
+    def come_back(self) -> None:
+        """Stop failing."""
+        self.failing = None
 
     @property
     def _head(self) -> int:

@@ -33,7 +33,9 @@ def row(key: bytes, author: int | None = None, size: int = 1) -> CommittedRow:
     return CommittedRow(RowId(1, key), b"d" * size, author)
 
 
-def publish(hub: Hub, seq: int, *rows: CommittedRow, by: dict[Client, list[int]] | None = None) -> None:
+def publish(
+    hub: Hub, seq: int, *rows: CommittedRow, by: dict[Client, list[int]] | None = None
+) -> None:
     acknowledged = {client.member: numbers for client, numbers in (by or {}).items()}
     hub.publish(seq, token(seq), rows, acknowledged)
 
@@ -108,7 +110,8 @@ def test_a_commit_that_is_too_large_is_pulled_but_not_by_its_sole_author(
     monkeypatch.setattr(hub_module, "LIVE_COMMIT_BYTES_MAX", 1_000)
     hub = a_hub()
     author, other = Client(hub, 1).live(), Client(hub, 2).live()
-    author.frames(), other.frames()
+    author.frames()
+    other.frames()
     publish(hub, 11, row(b"a", 1, size=2_000), by={author: [1]})
     assert author.hear() == [Commit(11, token(11), (1,), ())]
     assert other.hear() == [Behind(11)]
@@ -121,7 +124,8 @@ def test_a_slow_reader_falls_behind_and_the_others_do_not(monkeypatch: pytest.Mo
     monkeypatch.setattr(relay_session, "LIVE_BYTES_MAX", 2_000)
     hub = a_hub()
     slow, quick = Client(hub, 1).live(), Client(hub, 2).live()
-    slow.frames(), quick.frames()
+    slow.frames()
+    quick.frames()
     for seq in range(11, 60):
         publish(hub, seq, row(b"k", size=300))
         assert seqs(quick) == [seq]

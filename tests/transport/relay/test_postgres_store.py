@@ -13,8 +13,8 @@ from reunite.document import EMPTY, encode, merge
 from reunite.errors import TableError
 from reunite.schema import Column, ForeignKey, Table, quoted
 from reunite_transport.relay.postgres_store import PostgresStore, open_postgres
-from reunite_transport.relay.store import Busy, RowChange, StoreError, Violation
-from tests.contracts.pushes import A, PERSON, at, column, deleted, edited, inserted, row, table
+from reunite_transport.relay.store import Busy, RowChange, RowId, StoreError, Violation
+from tests.contracts.pushes import PERSON, A, at, column, deleted, edited, inserted, row, table
 from tests.contracts.store_contract import Opener, StoreContract, write
 
 
@@ -464,7 +464,7 @@ def test_cycles_and_references_to_unique_columns_hold(postgres_url: str) -> None
     async def scenario() -> None:
         async with opened(postgres_url) as store:
             ids = {t.name: t.id for t in await store.describe([one, two, PERSON], create=True)}
-            rows = {
+            rows: dict[RowId, tuple[str, dict[int, Value]]] = {
                 row(1, ids["one"]): ("insert", {2: 1}),
                 row(1, ids["two"]): ("insert", {2: 1, 3: "a@x"}),
                 row(1, ids["person"]): ("insert", {2: "a@x"}),
@@ -488,13 +488,17 @@ def test_a_lost_connection_is_a_store_error_and_the_next_commit_has_a_new_one(
     async def scenario() -> None:
         async with opened(postgres_url) as store, backend(postgres_url) as connection:
             await store.describe([PERSON], create=True)
-            with pytest.raises(StoreError):
+
+            async def interrupted() -> None:
                 async with store.begin() as transaction:
                     await connection.execute(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
                     )
                     await transaction.standings([A])
+
+            with pytest.raises(StoreError):
+                await interrupted()
             await write(store, {row(1): ("insert", {2: "a@x"})})
 
     asyncio.run(scenario())

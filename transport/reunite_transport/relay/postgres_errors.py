@@ -22,6 +22,14 @@ _VIOLATIONS: Final = frozenset({"42804", "42846"})
 # Connection, resources, operator, system, internal: never the fault of a row.
 _DATABASE_CLASSES: Final = frozenset({"08", "53", "57", "58", "XX"})
 
+# The driver calls it an internal error when the server goes while nobody asked it anything.
+CONNECTION_ERRORS: Final = (
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
 
 @contextmanager
 def translated(table: str | None = None) -> Iterator[None]:
@@ -33,7 +41,7 @@ def translated(table: str | None = None) -> Iterator[None]:
         raise Busy("a table was altered meanwhile") from error
     except asyncpg.PostgresError as error:
         raise _meaning(error, table) from error
-    except (asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except CONNECTION_ERRORS as error:
         raise StoreError(f"the connection to Postgres failed: {error}") from error
 
 

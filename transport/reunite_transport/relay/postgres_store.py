@@ -24,7 +24,7 @@ from reunite_transport.relay.postgres_bookkeeping import (
     bootstrap,
     new_replica_id,
 )
-from reunite_transport.relay.postgres_errors import translated
+from reunite_transport.relay.postgres_errors import CONNECTION_ERRORS, translated
 from reunite_transport.relay.postgres_registry import create as create_growth
 from reunite_transport.relay.postgres_registry import read_registry
 from reunite_transport.relay.postgres_rows import RowWriter
@@ -74,6 +74,10 @@ async def open_postgres(url: str, *, schema: str = "public") -> "PostgresStore":
         pool.terminate()
         raise
     return PostgresStore(url, schema, realm, pool, connection)
+
+
+class _Unfinished(Exception):
+    """A commit's block ended without `finish`: nothing of it is kept."""
 
 
 class PostgresStore:
@@ -177,13 +181,22 @@ class PostgresStore:
     async def begin(self) -> AsyncIterator["PostgresTransaction"]:
         """Start a commit. When the connection is lost as the block ends, the commit may have
         happened: the numbers that the store holds then say so."""
-        async with self._locked(LOCK_WAIT_MS) as (connection, head):
-            if head["registry"] != self._registry_seen:
-                with translated():
-                    self._learn(head["registry"], await read_registry(connection, self._own))
-            yield PostgresTransaction(
-                connection, self._own, self._writer, self.replica, head["seq"] + 1, head["now_ms"]
-            )
+        with suppress(_Unfinished):
+            async with self._locked(LOCK_WAIT_MS) as (connection, head):
+                if head["registry"] != self._registry_seen:
+                    with translated():
+                        self._learn(head["registry"], await read_registry(connection, self._own))
+                transaction = PostgresTransaction(
+                    connection,
+                    self._own,
+                    self._writer,
+                    relay=self.replica,
+                    seq=head["seq"] + 1,
+                    now_ms=head["now_ms"],
+                )
+                yield transaction
+                if not transaction.finished:
+                    raise _Unfinished
 
     async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
         """The next rows of the feed. Raises FormatError for a `within` that is not of a page."""
@@ -287,7 +300,7 @@ async def _roll_back(connection: Connection, error: BaseException) -> None:
     """Leave the connection clean, or dead: one that was interrupted in the middle of a statement
     may be in any state."""
     if isinstance(error, Exception) and not connection.is_closed():
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        with suppress(asyncpg.PostgresError, *CONNECTION_ERRORS):
             await connection.execute("ROLLBACK")
             return
     connection.terminate()

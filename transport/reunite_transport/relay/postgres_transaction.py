@@ -36,7 +36,8 @@ class PostgresTransaction:
         connection: Connection,
         own: OwnTables,
         writer: RowWriter,
-        replica: int,
+        *,
+        relay: int,
         seq: int,
         now_ms: int,
     ) -> None:
@@ -45,7 +46,8 @@ class PostgresTransaction:
         self._connection = connection
         self._own = own
         self._writer = writer
-        self._replica = replica
+        self.finished = False
+        self._relay = relay
         # Rows that were looked for and have no document: COPY takes them.
         self._absent: set[RowId] = set()
 
@@ -96,7 +98,7 @@ class PostgresTransaction:
     ) -> None:
         """Record the commit; it takes effect when the block ends."""
         new = [row for row in documents if row in self._absent]
-        old = [row for row in documents if row not in self._absent]
+        other = [row for row in documents if row not in self._absent]
         own = self._own
         with translated():
             if new:
@@ -106,23 +108,26 @@ class PostgresTransaction:
                     columns=("tbl", "key", "seq", "document"),
                     records=[(row.table, row.key, self.seq, documents[row]) for row in new],
                 )
-            if old:
+            if other:
                 await self._connection.execute(
-                    f"UPDATE {own.documents} AS d SET seq = $1, document = given.document"
+                    f"INSERT INTO {own.documents} (tbl, key, seq, document)"
+                    " SELECT tbl, key, $1, document"
                     " FROM unnest($2::integer[], $3::bytea[], $4::bytea[])"
                     " AS given (tbl, key, document)"
-                    " WHERE d.tbl = given.tbl AND d.key = given.key",
+                    " ON CONFLICT (tbl, key) DO UPDATE"
+                    " SET seq = excluded.seq, document = excluded.document",
                     self.seq,
-                    [row.table for row in old],
-                    [row.key for row in old],
-                    [documents[row] for row in old],
+                    [row.table for row in other],
+                    [row.key for row in other],
+                    [documents[row] for row in other],
                 )
             await self._connection.execute(
                 _FINISH.format(own=own),
                 self.seq,
                 token,
-                self._replica,
+                self._relay,
                 [changeset.replica for changeset in accepted],
                 [changeset.number for changeset in accepted],
                 [changeset.nonce for changeset in accepted],
             )
+        self.finished = True

@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from reunite.errors import TableError
-from reunite.schema import COLUMNS_MAX, OWN_PREFIX, TABLES_MAX, Column, Table, parents_first
+from reunite.schema import (
+    COLUMNS_MAX,
+    OWN_PREFIX,
+    TABLES_MAX,
+    Column,
+    Table,
+    default_value,
+    parents_first,
+)
 
 _RESERVED_NAMES: Final = frozenset({"reunite_rows", "reunite_rejected"})
 _RESERVED_PREFIXES: Final = (OWN_PREFIX, "sqlite_")
@@ -35,7 +43,7 @@ class Growth:
 
 
 def grow(registry: Sequence[Registered], described: Sequence[Table]) -> Growth:
-    """What `described` adds to the registry, which keeps dropped tables if there ever are any.
+    """What `described` adds to the registry.
 
     The client's ids are its own numbering and are not read. Raises TableError for a reserved or
     repeated name, another primary key, and a column that would be a new part of the key.
@@ -86,7 +94,7 @@ def _numbered(table: Table, table_id: int) -> Table:
 
 def _addable(column: Column, column_id: int) -> Column:
     """Rows that exist have no value for a new column, so NOT NULL needs a constant default."""
-    constant = column.default is not None and not column.default.upper().startswith("CURRENT_")
+    constant = default_value(column) is not None
     return replace(column, id=column_id, notnull=column.notnull and constant)
 
 

@@ -279,7 +279,9 @@ class _Connection:
 
     def __init__(self, relay: Relay, request: web.Request, socket: web.WebSocketResponse) -> None:
         self.ended = asyncio.Event()
-        self.session = RelaySession(asyncio.get_running_loop().time())
+        self.session = RelaySession(
+            asyncio.get_running_loop().time(), hello_seconds=relay.limits.hello_seconds
+        )
         self._relay = relay
         self._request = request
         self._socket = socket
@@ -290,19 +292,21 @@ class _Connection:
     async def run(self) -> None:
         """Serve the connection to its end."""
         loop = asyncio.get_running_loop()
-        hello_timer = loop.call_later(self._relay.limits.hello_seconds, self._tick)
+        # A timer may be early by the clock's grain, and this one runs once.
+        hello_timer = loop.call_later(self._relay.limits.hello_seconds + 0.01, self._tick)
+        reader = asyncio.create_task(self._read())
         writer = asyncio.create_task(self._write())
         try:
-            await self._read()
-        except Exception:
-            _log.exception("a connection failed")
-            self.session.error("internal", "the relay failed; connect again")
+            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
         finally:
             hello_timer.cancel()
+            # Before the goodbye, as only one task at a time may read a WebSocket.
+            reader.cancel()
             self._leave()
             self.session.close()
             self._to_send.set()
-            await writer
+            await asyncio.wait((reader, writer))
+        await self._say_goodbye()
 
     def stop(self) -> None:
         """End the connection because the relay stops: send what is due, then close."""
@@ -311,50 +315,65 @@ class _Connection:
         self._to_send.set()
 
     def _tick(self) -> None:
-        # The session counts from its own start, and its own limit has passed with the timer.
-        self.session.tick(asyncio.get_running_loop().time() + HELLO_SECONDS_MAX)
+        self.session.tick(asyncio.get_running_loop().time())
         self._to_send.set()
 
     async def _read(self) -> None:
+        """Take in frames, until the client or the session ends the connection."""
         session = self.session
-        async for message in self._socket:
-            if message.type is WSMsgType.ERROR:
-                return  # the socket closed itself, with the code that says why
-            if message.type is WSMsgType.BINARY:
-                session.receive(message.data)
-                if session.unanswered_bytes > UNANSWERED_BYTES_FREE and self._relay.is_full:
-                    session.error("overloaded", "the relay is full of pushes; try again later")
-                for event in session.events():
-                    await self._answer(event)
-            else:
-                session.error("malformed", "frames are binary")
-            self._to_send.set()
-            if session.closed:
-                return
+        try:
+            async for message in self._socket:
+                if message.type is WSMsgType.ERROR:
+                    return  # the socket closed itself, with the code that says why
+                if message.type is WSMsgType.BINARY:
+                    await self._receive(message.data)
+                else:
+                    session.error("malformed", "frames are binary")
+                self._to_send.set()
+                if session.closed:
+                    return
+        except Exception:
+            _log.exception("a connection failed")
+            session.error("internal", "the relay failed; connect again")
+
+    async def _receive(self, frame: bytes) -> None:
+        session = self.session
+        session.receive(frame)
+        if session.unanswered_bytes > UNANSWERED_BYTES_FREE and self._relay.is_full:
+            session.error("overloaded", "the relay is full of pushes; try again later")
+        for event in session.events():
+            await self._answer(event)
 
     async def _write(self) -> None:
         """Send what the session has, until it is closed and all is sent."""
-        limit = self._relay.limits.send_seconds
         try:
             while True:
                 self._to_send.clear()
                 frames = self.session.data_to_send()
                 for frame in frames:
-                    async with asyncio.timeout(limit):
+                    async with asyncio.timeout(self._relay.limits.send_seconds):
                         await self._socket.send_bytes(frame)
                 if not frames:
                     if self.session.closed:
-                        break
+                        return
                     await self._to_send.wait()
-            await self._socket.close(code=self._close_code)
         except (TimeoutError, ConnectionError):
-            pass  # too slow, or gone: either way it connects again
+            self._cut_off()  # too slow, or gone: either way it connects again
         except Exception:
             _log.exception("a connection's writer failed")
-        finally:
-            self.session.close()
-            if not self._socket.closed and self._request.transport is not None:
-                self._request.transport.abort()
+            self._cut_off()
+
+    async def _say_goodbye(self) -> None:
+        """Shake hands on the end of the WebSocket, with whoever still does."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await self._socket.close(code=self._close_code)
+        except (TimeoutError, ConnectionError):
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
     async def _answer(self, event: Event) -> None:
         """Do what one event asks for. Only one question is under way for a connection."""

@@ -1,0 +1,297 @@
+"""The relay over real sockets, misused: what one connection does, the others do not notice."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import aiohttp
+import pytest
+
+from reunite.errors import UsageError
+from reunite_transport import relay_session
+from reunite_transport.codec import encode
+from reunite_transport.messages import (
+    FRAME_BYTES_MAX,
+    SUBPROTOCOL,
+    Barrier,
+    Commit,
+    Pull,
+    Reached,
+)
+from reunite_transport.relay.server import serve
+from reunite_transport.relay.store import FeedPage, StoreError
+from tests.transport.relay.clients import TODO, hello, push, todo
+from tests.transport.relay.memory_store import MemoryStore
+from tests.transport.relay.sockets import QUICK, World, health, http_url, running
+
+
+def test_garbage_of_one_connection_leaves_the_others_untouched() -> None:
+    async def scenario() -> None:
+        async with running() as world:
+            good = await world.live(1)
+            for garbage in (b"", b"\0", b"\1\x28\xb5\x2f\xfd", b"\0" + b"\x91" * 10_000, b"\7"):
+                bad = await world.connect()
+                await bad.socket.send_bytes(garbage)
+                assert await bad.error() == "malformed"
+                assert await bad.closed() == 1008
+            text = await world.connect()
+            await text.socket.send_str("hello")
+            assert await text.error() == "malformed"
+            big = await world.connect()
+            with contextlib.suppress(ConnectionError):
+                await big.socket.send_bytes(bytes(FRAME_BYTES_MAX + 100))
+            assert await big.closed() in (1009, 1006)
+            early = await world.connect()
+            await early.say(Pull(0, b""))
+            assert await early.error() == "unexpected"
+            await good.say(push(1, todo(1, 1, "milk")))
+            assert (await good.next(Commit)).acknowledged == (1,)
+
+    asyncio.run(scenario())
+
+
+def test_another_version_and_another_subprotocol_are_refused() -> None:
+    async def scenario() -> None:
+        async with running() as world:
+            newer = await world.connect()
+            await newer.say(replace(hello(1), version=2))
+            assert await newer.error() == "version"
+            for protocols in ((), ("reunite.2",)):
+                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                    await world.connect(protocols=protocols)
+                assert refused.value.status == 400
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("path", ["/", "/sync"])
+def test_both_paths_serve_and_a_browser_is_told_what_this_is(path: str) -> None:
+    async def scenario() -> None:
+        async with running() as world:
+            socket = await world.connect(path)
+            assert (await socket.greet(hello(1))).head == 0
+            async with world.http.get(http_url(world, path)) as answer:
+                assert answer.status == 400
+                assert SUBPROTOCOL in await answer.text()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("https://evil.example", None),
+        ("null", None),
+        ("http://rebound.example", "rebound.example"),
+    ],
+)
+def test_a_page_of_another_site_may_not_connect(origin: str, host: str | None) -> None:
+    async def scenario() -> None:
+        async with running() as world:
+            headers = {"Origin": origin} | ({"Host": host} if host else {})
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await world.connect(headers=headers)
+            assert refused.value.status == 403
+            own = f"http://{world.relay.host}:{world.relay.port}"
+            await (await world.connect(headers={"Origin": own})).greet(hello(1))
+
+    asyncio.run(scenario())
+
+
+def test_a_silent_connection_ends() -> None:
+    async def scenario() -> None:
+        async with running(limits=replace(QUICK, hello_seconds=0.01)) as world:
+            silent = await world.connect()
+            assert await silent.error() == "unexpected"
+            await silent.closed()
+            greeted = await world.connect()
+            await greeted.greet(hello(1))
+
+    asyncio.run(scenario())
+
+
+def test_connections_are_counted() -> None:
+    async def scenario() -> None:
+        async with running(limits=replace(QUICK, connections_max=2)) as world:
+            first = await world.live(1)
+            await world.live(2)
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await world.connect()
+            assert refused.value.status == 503
+            await first.socket.close()
+            # The relay lets go of a closed socket in its own time.
+            for _ in range(1_000):
+                with contextlib.suppress(aiohttp.WSServerHandshakeError):
+                    await world.live(1)
+                    break
+            assert len(world.relay.connections) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_restored_database_ends_the_sessions_that_know_better() -> None:
+    async def scenario() -> None:
+        async with running() as world:
+            client = await world.live(1)
+            await client.say(push(1, todo(1, 1, "milk")))
+            await client.next(Commit)
+            world.store.restore(0)
+            assert await client.error() == "restored"
+
+    asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def reader_of_nothing(world: World, replica: int) -> AsyncIterator[None]:
+    """A client that is live and then leaves all in its socket, whose buffers are small."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    raw.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(raw, (world.relay.host, world.relay.port))
+    reader, writer = await asyncio.open_connection(sock=raw, limit=1_024)
+    try:
+        writer.write(
+            f"GET /sync HTTP/1.1\r\nHost: {world.relay.host}\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
+            f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n".encode()
+        )
+        for message in (hello(replica), Pull(0, b"")):
+            frame = encode(message)
+            # A short binary frame under a mask of zeros, which leaves it as it is.
+            writer.write(bytes([0x82, 0x80 | len(frame), 0, 0, 0, 0]) + frame)
+        await reader.readuntil(b"\r\n\r\n")
+        yield
+    finally:
+        writer.transport.abort()
+
+
+def test_a_slow_reader_is_dropped_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_session, "LIVE_BYTES_MAX", 1 << 20)
+
+    async def scenario() -> None:
+        async with running(limits=replace(QUICK, send_seconds=0.1)) as world:
+            one, two = await world.live(1), await world.live(2)
+            async with reader_of_nothing(world, 3):
+                number = 0
+                while len(world.relay.connections) < 3 or number == 0:
+                    number += 1
+                    await one.say(push(number, todo(1, 1, "t", at=number)))
+                    await one.next(Commit)
+                    await two.next(Commit)
+                while len(world.relay.connections) == 3:
+                    number += 1
+                    noise = secrets.token_hex(300_000)  # hardly packs
+                    await one.say(push(number, todo(1, 1, noise, at=number)))
+                    assert number in (await one.next(Commit)).acknowledged
+                    assert (await two.next(Commit)).seq == number
+
+    asyncio.run(scenario())
+
+
+def test_a_database_that_is_away_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    async def scenario() -> None:
+        async with running() as world:
+            client = await world.live(1)
+            world.store.failing = StoreError("gone")
+            while await health(world) != 503:
+                pass
+            await client.say(push(1, todo(1, 1, "milk")))
+            world.store.failing = None
+            assert (await client.next(Commit)).acknowledged == (1,)
+            world.store.failing = StoreError("gone")
+            await client.say(Barrier(1))
+            asyncio.get_running_loop().call_later(0.1, world.store.come_back)
+            assert (await client.next(Reached)).seq == 1
+            while await health(world) != 200:
+                pass
+
+            world.store.failing = StoreError("gone")
+            await client.say(Barrier(2))
+            assert await client.error() == "internal"
+
+    asyncio.run(scenario())
+
+
+async def connect_without_end(world: World) -> None:
+    while True:
+        await (await world.connect()).socket.close()
+
+
+def test_closing_finishes_the_batch_under_way_and_says_goodbye() -> None:
+    async def scenario() -> None:
+        async with running() as world:
+            one, two = await world.live(1), await world.live(2)
+            world.store.gate.clear()
+            world.store.began.clear()
+            await one.say(push(1, todo(1, 1, "milk")))
+            await world.store.began.wait()
+            closing = asyncio.create_task(world.relay.close())
+            with pytest.raises(aiohttp.ClientError):
+                await connect_without_end(world)
+            world.store.gate.set()
+            assert (await one.next(Commit)).acknowledged == (1,)
+            assert (await two.next(Commit)).seq == 1
+            assert [await one.closed(), await two.closed()] == [1001, 1001]
+            await closing
+            await world.relay.close()
+
+    asyncio.run(scenario())
+
+
+def test_closing_does_not_wait_for_a_database_that_hangs() -> None:
+    async def scenario() -> None:
+        async with running(limits=replace(QUICK, drain_seconds=0.05)) as world:
+            client = await world.live(1)
+            world.store.gate.clear()
+            world.store.began.clear()
+            await client.say(push(1, todo(1, 1, "milk")))
+            await world.store.began.wait()
+            closing = asyncio.create_task(world.relay.close())
+            assert await client.closed() == 1001
+            await closing
+            assert world.store.documents == {}
+
+    asyncio.run(scenario())
+
+
+def test_an_error_of_ours_ends_one_connection(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    class Broken(MemoryStore):
+        async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
+            if within:
+                raise ZeroDivisionError("ours to repair")
+            return await super().page(seq, within, rows_max=rows_max, bytes_max=bytes_max)
+
+    async def scenario() -> None:
+        async with running(store=Broken(TODO)) as world:
+            good, bad = await world.live(1), await world.live(2)
+            await bad.say(Pull(0, b"broken"))
+            assert await bad.error() == "internal"
+            await good.say(push(1, todo(1, 1, "milk")))
+            assert (await good.next(Commit)).acknowledged == (1,)
+
+    asyncio.run(scenario())
+
+
+def test_a_relay_listens_for_others_only_when_told_so() -> None:
+    async def scenario() -> None:
+        store = MemoryStore(TODO)
+        for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
+            with pytest.raises(UsageError, match="--insecure"):
+                await serve(store, host=host)
+        relay = await serve(store, host="0.0.0.0", insecure=True)
+        await relay.close()
+        async with running(store=store) as world:
+            with pytest.raises(UsageError, match="choose another --port"):
+                await serve(store, port=world.relay.port)
+
+    asyncio.run(scenario())

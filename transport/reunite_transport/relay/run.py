@@ -1,0 +1,99 @@
+"""A whole relay: Postgres of its own or a given one, the store on it, the server in front.
+
+Owns the order in which they start and stop, and where data lies when nobody says.
+"""
+
+import os
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from reunite.errors import UsageError
+from reunite_transport.relay.embedded import embedded_postgres
+from reunite_transport.relay.postgres_store import open_postgres
+from reunite_transport.relay.server import serve
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8800
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRelay:
+    """Where a relay listens, and its Postgres. `data` is None where that is somebody else's."""
+
+    url: str
+    postgres: str
+    data: Path | None
+
+
+@asynccontextmanager
+async def running_relay(
+    *,
+    postgres: str | None = None,
+    data: Path | None = None,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    create_tables: bool | None = None,
+    insecure: bool = False,
+    settings: Mapping[str, str] | None = None,
+) -> AsyncIterator[RunningRelay]:
+    """Run a relay for as long as the block lasts; it listens when the block begins, and it has
+    finished the batch under way when the block has ended.
+
+    Without the URL `postgres` an embedded server runs in the folder `data`, with these Postgres
+    `settings`. `create_tables` is then on unless said otherwise, and off on a server of yours.
+    Raises UsageError, StoreError and EmbeddedPostgresError.
+    """
+    if postgres is not None:
+        _check_postgres(postgres)
+    async with AsyncExitStack() as stack:
+        folder = None
+        if postgres is None:
+            folder = (data or default_data()).expanduser().absolute()
+            postgres = await stack.enter_async_context(embedded_postgres(folder, settings=settings))
+        store = await open_postgres(postgres)
+        stack.push_async_callback(store.close)
+        relay = await serve(
+            store,
+            host=host,
+            port=port,
+            create_tables=folder is not None if create_tables is None else create_tables,
+            insecure=insecure,
+        )
+        stack.push_async_callback(relay.close)
+        yield RunningRelay(relay.url, postgres, folder)
+
+
+def default_data() -> Path:
+    """The folder of the embedded Postgres when none is named: `reunite-data` in the user's data."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    # The specification of XDG has relative paths ignored.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local/share") / "reunite-data"
+
+
+def without_password(url: str) -> str:
+    """A Postgres URL that may be shown."""
+    parts = urlsplit(url)
+    netloc = parts.netloc
+    if parts.password is not None:
+        account, _, place = netloc.rpartition("@")
+        netloc = f"{account.partition(':')[0]}:***@{place}"
+    query = re.sub(r"(?<![^&])(password=)[^&]*", r"\1***", parts.query)
+    return parts._replace(netloc=netloc, query=query).geturl()
+
+
+def _check_postgres(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("postgresql", "postgres") and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UsageError(
+            "--postgres is not the URL of a Postgres database; it looks like"
+            " postgresql://user@host:5432/database"
+        )
