@@ -1,7 +1,7 @@
 # `make demo` and `make test` need Python 3.11 or newer and a network, or a package mirror that
 # pip knows; all else is installed into .venv, which `make clean` removes.
 #
-#   make demo     see two replicas drift apart and merge
+#   make demo     see three replicas drift apart and merge
 #   make test     the test suite, in parallel; WORKERS=4 sets how many
 #   make check    lint, format and types
 #   make bench    the benchmarks
@@ -29,7 +29,7 @@ check: .venv/develops
 	$(BIN)/pyright
 
 bench: .venv/runs
-	@$(BIN)/reunite bench
+	@$(BIN)/python -m benchmarks.run
 
 clean:
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

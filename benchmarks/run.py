@@ -1,6 +1,7 @@
 """Measure what reunite costs beside raw SQLite and raw Postgres, and check what was measured.
 
-    make bench                       or   python -m benchmarks.run [--rows 10000] [--rounds 5] [--json]
+    make bench
+    .venv/bin/python -m benchmarks.run [--rows 10000] [--rounds 5] [--json]
 
 Every figure is the median over the rounds; both sides of a ratio run in the same round, so that a
 slow minute of the machine slows both. Results are verified after the clock has stopped.
@@ -201,8 +202,7 @@ async def sync_round(folder: Path, postgres: str, count: int) -> dict[str, float
                         assert await b.verify() == []
                         latencies = [await live_edit(a, b, i) for i in range(LIVE_EDITS)]
                 raw = raw_file(folder / "raw_load.db")
-                with raw:
-                    raw_load = timed(lambda: raw.executemany(INSERT, rows))
+                raw_load, _, _ = write_plain(raw, count)
                 raw.close()
     finally:
         await relay.close()

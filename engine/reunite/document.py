@@ -140,7 +140,7 @@ def latest_stamp(data: bytes) -> bytes:
 def decode(data: bytes) -> Document:
     """The document in `data`, which may come from a peer: every field is checked.
 
-    Raises FormatError for anything that `encode` could not have written.
+    Raises FormatError for anything that is not sound. What it takes, `encode` writes in one form.
     """
     if len(data) > _PLAIN_BYTES_MAX:
         _refuse_nesting(data)
@@ -151,6 +151,9 @@ def decode(data: bytes) -> Document:
         if version != VERSION:
             raise FormatError(f"document format {version!r} is not known here; upgrade reunite")
         keys = _known_keys.get(raw_keys) or _ascending_keys(raw_keys)
+        # Text and bytes would pass for a list of what is in them.
+        if type(values) is not tuple:
+            raise FormatError("a document's values are not a list")
         classes = {*map(type, values)}
         if not classes <= _CLASSES:
             raise FormatError("a document holds a value that is not of SQL")
@@ -166,7 +169,7 @@ def decode(data: bytes) -> Document:
         if type(which) is int and which >= 0:
             stamp = stamps[which] if keys else NEVER
             cells = {key: (stamp, value) for key, value in zip(keys, values, strict=True)}
-        elif which and min(which) >= 0 and {*map(type, which)} == {int}:
+        elif type(which) is tuple and {*map(type, which)} == {int} and min(which) >= 0:
             cells = {
                 key: (stamps[position], value)
                 for key, position, value in zip(keys, which, values, strict=True)

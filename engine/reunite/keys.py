@@ -22,7 +22,7 @@ from reunite.errors import FormatError
 # Postgres refuses an index entry over a third of a page.
 KEY_BYTES_MAX: Final = 2_000
 _KEY_CLASSES: Final = frozenset({int, str, bytes})
-_PART: Final = re.compile(r"(-?\d+)|'((?:[^']|'')*)'|X'([0-9A-F]*)'")
+_PART: Final = re.compile(r"(?:(-?\d+)|'((?:[^']|'')*)'|X'((?:[0-9A-F]{2})*)')(?:,(?=.)|$)", re.S)
 
 
 def stored_key(values: Sequence[Value]) -> Value:
@@ -39,10 +39,10 @@ def key_values(stored: Value, count: int) -> tuple[Value, ...]:
     assert isinstance(stored, str)
     values: list[Value] = []
     at = 0
-    while at < len(stored):
+    for _ in range(count):
         part = _PART.match(stored, at)
         if part is None:
-            raise FormatError(f"not a stored key: {stored!r}")
+            break
         integer, text, blob = part.groups()
         if integer is not None:
             values.append(int(integer))
@@ -50,7 +50,9 @@ def key_values(stored: Value, count: int) -> tuple[Value, ...]:
             values.append(text.replace("''", "'"))
         else:
             values.append(bytes.fromhex(blob))
-        at = part.end() + 1
+        at = part.end()
+    if len(values) < count or at < len(stored):
+        raise FormatError(f"not a stored key: {stored!r}")
     return tuple(values)
 
 

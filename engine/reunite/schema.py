@@ -29,6 +29,15 @@ ACTIONS: Final = frozenset({"NO ACTION", "RESTRICT", "SET NULL", "SET DEFAULT", 
 _DECLARED: Final = re.compile(
     r"[A-Za-z][A-Za-z0-9_ ]{0,60}(\( *[+-]?\d{1,9} *(, *[+-]?\d{1,9} *)?\))?|"
 )
+# Words that SQLite takes for something other than a part of a type's name: "INT CHECK (0)" has the
+# form of a type and is a constraint.
+_NO_TYPE_WORDS: Final = frozenset(
+    "ADD ALL ALTER ALWAYS AND AS AUTOINCREMENT BETWEEN CASE CHECK COLLATE COMMIT CONSTRAINT CREATE"
+    " CROSS DEFAULT DEFERRABLE DELETE DISTINCT DROP ELSE ESCAPE EXCEPT EXISTS FOREIGN FROM FULL"
+    " GROUP HAVING IN INDEX INDEXED INNER INSERT INTERSECT INTO IS ISNULL JOIN LEFT LIMIT NATURAL"
+    " NOT NOTHING NOTNULL NULL ON OR ORDER OUTER PRIMARY REFERENCES RETURNING RIGHT SELECT SET"
+    " TABLE THEN TO TRANSACTION UNION UNIQUE UPDATE USING VALUES WHEN WHERE".split()
+)
 _LITERAL: Final = re.compile(
     r"NULL|TRUE|FALSE|CURRENT_(TIMESTAMP|DATE|TIME)"
     r"|[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|'([^'\0]|'')*'|[xX]'([0-9a-fA-F]{2})*'",
@@ -146,7 +155,7 @@ def read_table(conn: sqlite3.Connection, name: str) -> Table:
             Column(
                 name=column,
                 id=len(columns) + 1,
-                declared=declared if _DECLARED.fullmatch(declared) else "",
+                declared=declared if _is_type_name(declared) else "",
                 type=logical_type(declared),
                 notnull=bool(notnull),
                 default=_literal(default),
@@ -174,8 +183,7 @@ def table_names(conn: sqlite3.Connection) -> list[str]:
         for name, sql in conn.execute(
             "SELECT name, sql FROM sqlite_master WHERE type = 'table' ORDER BY rowid"
         )
-        if not name.startswith(("sqlite_", OWN_PREFIX))
-        and name not in _OWN_NAMES
+        if not _is_internal(name)
         and not _is_virtual(sql or "")
         and not _is_shadow(conn, name)
     ]
@@ -273,10 +281,15 @@ def through_affinity(
 def _refuse_kind(name: str, kind: str, sql: str) -> None:
     if kind == "view":
         raise TableError(name, "is a view; track the tables that it reads instead")
-    if name.startswith("sqlite_") or name.startswith(OWN_PREFIX) or name in _OWN_NAMES:
+    if _is_internal(name):
         raise TableError(name, "is internal bookkeeping and is never synced")
     if _is_virtual(sql):
         raise TableError(name, "is a virtual table; track the ordinary table that it indexes")
+
+
+def _is_internal(name: str) -> bool:
+    folded = name.casefold()
+    return folded.startswith(("sqlite_", OWN_PREFIX)) or folded in _OWN_NAMES
 
 
 def _is_virtual(sql: str) -> bool:
@@ -288,6 +301,13 @@ def _is_shadow(conn: sqlite3.Connection, name: str) -> bool:
         "SELECT type FROM pragma_table_list WHERE schema = 'main' AND name = ?", (name,)
     ).fetchone()
     return found is not None and found[0] == "shadow"
+
+
+def _is_type_name(declared: str) -> bool:
+    """True for a type that is safe to write into DDL as it is, and for none."""
+    if not _DECLARED.fullmatch(declared):
+        return False
+    return _NO_TYPE_WORDS.isdisjoint(declared.partition("(")[0].upper().split())
 
 
 def _literal(default: str | None) -> str | None:
@@ -387,6 +407,8 @@ def _check_names(table: Table) -> None:
 
 def _check_consistent(table: Table) -> None:
     names = {column.name.casefold() for column in table.columns}
+    if _is_internal(table.name):
+        raise ValueError(f"{table.name!r} is a name of bookkeeping")
     if len(names) != len(table.columns) or not table.key:
         raise ValueError("columns repeat a name, or no column is a key")
     if len({column.id for column in table.columns}) != len(table.columns):
@@ -402,7 +424,7 @@ def _check_consistent(table: Table) -> None:
 
 def _column(name: object, number: object, declared: object, kind: object, *rest: object) -> Column:
     notnull, default, key = rest
-    if not isinstance(declared, str) or not _DECLARED.fullmatch(declared):
+    if not isinstance(declared, str) or not _is_type_name(declared):
         raise ValueError(f"type {declared!r} is not a plain type name")
     if not isinstance(kind, str) or not re.fullmatch(r"[a-z]{1,20}(\(\d{1,4},\d{1,4}\))?", kind):
         raise ValueError(f"logical type {kind!r} is not known")

@@ -121,6 +121,7 @@ from_relay = st.one_of(
         verdict=st.sampled_from(Verdict),
         known=pairs,
         head=seqs,
+        rows=seqs,
         tables=tuples(tables()),
     ),
     st.builds(Registry, tuples(tables())),

@@ -83,9 +83,9 @@ def greeted(hello: Hello = HELLO) -> RelaySession:
 
 
 def welcome(session: RelaySession, verdict: Verdict = Verdict.CONTINUE) -> None:
-    session.welcome(Greeting(1, verdict, (), 10, 999), realm=REALM, registry=(TABLE,))
+    session.welcome(Greeting(1, verdict, (), 10, 999, 0), realm=REALM, registry=(TABLE,))
     (answer,) = hear(session)
-    assert answer == Welcome(1, (), REALM, 999, 123, verdict, (), 10, (TABLE,))
+    assert answer == Welcome(1, (), REALM, 999, 123, verdict, (), 10, 0, (TABLE,))
 
 
 def live(seq: int = 10) -> RelaySession:

@@ -250,7 +250,7 @@ class ClientSession:
             return
         self._sent = self._replica.acknowledged()
         self._welcomed = True
-        self._events.append(Welcomed(getattr(message, "rows", 0)))
+        self._events.append(Welcomed(message.rows))
         self._on_registry(message.tables)
 
     def _on_registry(self, tables: Sequence[Table]) -> None:

@@ -285,6 +285,12 @@ class _Reader:
     def many(self, what: str, most: int, read: Callable[[], _T]) -> tuple[_T, ...]:
         return tuple([read() for _ in range(self.array(what, 0, most))])
 
+    def nonces(self) -> tuple[bytes, ...]:
+        found = self.scalars(self.array("nonces", 0, NONCES_MAX))
+        if not _all_of(found, bytes) or not {*map(len, found)} <= {NONCE_BYTES}:  # type: ignore[arg-type]
+            raise ProtocolError(f"a nonce is not {NONCE_BYTES} bytes", "malformed")
+        return found  # type: ignore[return-value]
+
     def numbers(self, what: str) -> tuple[int, ...]:
         return self.many(what, NONCES_MAX, lambda: self.number(what))
 
@@ -399,7 +405,7 @@ def _read_hello(reader: _Reader) -> Hello:
         # Zero is nobody: floor stamps and adopted counters carry it.
         replica=reader.number("a replica's id"),
         acknowledged=reader.integer("acknowledged", 0, _INTEGER_MAX - NONCES_MAX),
-        nonces=reader.many("nonces", NONCES_MAX, lambda: reader.binary("a nonce", NONCE_BYTES)),
+        nonces=reader.nonces(),
         seq=reader.seq(),
         token=reader.binary("a token", 0, TOKEN_BYTES),
         sent_ms=reader.integer("sent_ms", _INTEGER_MIN, _INTEGER_MAX),
@@ -434,6 +440,7 @@ def _read_welcome(reader: _Reader) -> Welcome:
         verdict=Verdict(reader.word("a verdict")),
         known=reader.pairs("known"),
         head=reader.seq(),
+        rows=reader.integer("rows", 0, _INTEGER_MAX),
         tables=reader.tables(),
     )
 
@@ -484,7 +491,7 @@ _FROM_CLIENT: Final[dict[int, _Decoder]] = {
     24: (2, _read_error),
 }
 _FROM_RELAY: Final[dict[int, _Decoder]] = {
-    16: (9, _read_welcome),
+    16: (10, _read_welcome),
     17: (1, lambda reader: Registry(reader.tables())),
     18: (5, _read_page),
     19: (4, _read_commit),
@@ -519,7 +526,7 @@ def _hello(m: Hello) -> tuple[object, ...]:
 
 def _welcome(m: Welcome) -> tuple[object, ...]:
     return (m.version, m.capabilities, m.realm, m.now_ms, m.sent_ms, m.verdict.value, m.known,
-            m.head, _tables(m.tables))  # fmt: skip
+            m.head, m.rows, _tables(m.tables))  # fmt: skip
 
 
 _Encoder: TypeAlias = tuple[int, Callable[..., tuple[object, ...]]]

@@ -30,7 +30,7 @@ A connection goes through these steps:
 | 4  | Resume   | number |
 | 5  | Pull     | seq, within |
 | 6  | Barrier  | id |
-| 16 | Welcome  | version, capabilities, realm, now_ms, sent_ms, verdict, known, head, tables |
+| 16 | Welcome  | version, capabilities, realm, now_ms, sent_ms, verdict, known, head, rows, tables |
 | 17 | Registry | tables |
 | 18 | Page     | sections, seq, within, complete, token |
 | 19 | Commit   | seq, token, acknowledged, sections |
@@ -180,7 +180,8 @@ class Barrier:
 @dataclass(frozen=True, slots=True)
 class Welcome:
     """The relay's answer to Hello. `now_ms` is its clock and `sent_ms` the Hello's, for measuring
-    the offset. `known` pairs (number, seq) name the client's pending changesets that are in."""
+    the offset. `known` pairs (number, seq) name the client's pending changesets that are in. `rows`
+    is about how many rows there are to pull, for a progress bar."""
 
     version: int
     capabilities: tuple[str, ...]
@@ -190,6 +191,7 @@ class Welcome:
     verdict: Verdict
     known: tuple[tuple[int, int], ...]
     head: int
+    rows: int
     tables: tuple[Table, ...]
 
 

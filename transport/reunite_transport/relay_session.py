@@ -222,6 +222,7 @@ class RelaySession:
                 verdict=greeting.verdict,
                 known=greeting.known,
                 head=greeting.head,
+                rows=greeting.rows,
                 tables=tuple(registry),
             )
         )

@@ -92,7 +92,7 @@ class Client:
     def __post_init__(self) -> None:
         """Say Hello and join."""
         self.say(hello(self.replica))
-        greeting = Greeting(self.term, Verdict.CONTINUE, (), self.hub.head, START_MS)
+        greeting = Greeting(self.term, Verdict.CONTINUE, (), self.hub.head, START_MS, 0)
         self.session.welcome(greeting, realm=bytes(16), registry=())
         self.member = Member(self.session, self.replica, self.term, self._wake)
         self.hub.join(self.member)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from reunite.errors import TableError
 from reunite.schema import Table
-from reunite_transport.messages import Section
+from reunite_transport.messages import Section, Verdict
 from reunite_transport.relay.history import compared
 from reunite_transport.relay.registry import Registered, grow, ordered
 from reunite_transport.relay.store import (
@@ -82,9 +82,9 @@ class MemoryStore:
                 if author == replica and number > acknowledged
             ]
             verdict, known = compared(acknowledged, standing.last, nonces, accepted)
-            term = standing.term + 1
+            term = standing.term + (verdict is not Verdict.FORK)
             self._standings[replica] = Standing(term, standing.last)
-            return Greeting(term, verdict, known, self._head, self.now_ms)
+            return Greeting(term, verdict, known, self._head, self.now_ms, 0)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator["MemoryTransaction"]:

@@ -50,11 +50,20 @@ class Model:
         self.pending: dict[int, dict[bytes, bytes]] = {}
         self.known: dict[int, int] = {}
         self.last = 0
+        self.page: FeedPage | None = None
 
-    def pull(self, realm: Realm, hub: Hub) -> None:
-        self.client.say(Pull(self.cursor, b""))
-        self.client.session.page(realm.page())
-        hub.catch_up(self.client.member)
+    def pull(self, realm: Realm) -> None:
+        """Ask for a page; its snapshot is taken now, and it arrives with `answer`."""
+        if self.page is None:
+            self.client.say(Pull(self.cursor, b""))
+            self.live = False
+            self.page = realm.page()
+
+    def answer(self, hub: Hub) -> None:
+        if self.page is not None:
+            self.client.session.page(self.page)
+            self.page = None
+            hub.catch_up(self.client.member)
 
     def read(self) -> None:
         for message in self.client.hear():
@@ -65,7 +74,7 @@ class Model:
                     self.reach(seq)
                     self.live = True
                 case Commit(seq, _, acknowledged, sections):
-                    assert self.live
+                    assert self.live, "a commit between pages"
                     assert seq == self.cursor + 1
                     for number in acknowledged:
                         self.rows.update(self.pending.pop(number))
@@ -107,12 +116,13 @@ steps = st.one_of(
     st.tuples(st.just("foreign"), st.booleans()),
     st.tuples(st.just("look")),
     st.tuples(st.just("pull"), st.sampled_from(REPLICAS)),
+    st.tuples(st.just("answer"), st.sampled_from(REPLICAS)),
     st.tuples(st.just("read"), st.sampled_from(REPLICAS)),
 )
 
 
 @given(st.lists(steps, max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_a_client_hears_of_every_commit_once_and_in_order(
     schedule: list[tuple[object, ...]],
 ) -> None:
@@ -152,14 +162,18 @@ def test_a_client_hears_of_every_commit_once_and_in_order(
                 look()
             case ("pull", int(replica)):
                 models[replica].read()
-                models[replica].pull(realm, hub)
+                models[replica].pull(realm)
+            case ("answer", int(replica)):
+                models[replica].answer(hub)
             case ("read", int(replica)):
                 models[replica].read()
     look()
     for model in models.values():
+        model.answer(hub)
         model.read()
         if not model.live:
-            model.pull(realm, hub)
+            model.pull(realm)
+            model.answer(hub)
             model.read()
         assert model.rows == realm.rows
         assert model.cursor == realm.head

@@ -81,20 +81,13 @@ class Hub:
     def join(self, member: Member) -> bool:
         """Add a greeted session. An older one of the same replica ends as fenced; False when
         `member` itself is the older one, whose Hello was overtaken, and ended."""
-        if not self.overtake(member.replica, member.term):
+        other = self._member_by_replica.get(member.replica)
+        if other is not None and other.term > member.term:
             self.fence(member)
-            return False
-        self._member_by_replica[member.replica] = member
-        return True
-
-    def overtake(self, replica: int, term: int) -> bool:
-        """End the session that this replica had before a greeting raised its term. False when
-        the one that is here has a later term."""
-        other = self._member_by_replica.get(replica)
-        if other is not None and other.term > term:
             return False
         if other is not None:
             self.fence(other)
+        self._member_by_replica[member.replica] = member
         return True
 
     def leave(self, member: Member) -> None:

@@ -15,7 +15,7 @@ import asyncpg
 
 from reunite.errors import FormatError, TableError
 from reunite.schema import Table, quoted
-from reunite_transport.messages import Section
+from reunite_transport.messages import Section, Verdict
 from reunite_transport.relay.history import compared
 from reunite_transport.relay.postgres_bookkeeping import (
     Connection,
@@ -44,6 +44,7 @@ IDLE_MS_MAX: Final = 30_000
 POOL_MAX: Final = 4
 
 _TABLE_BYTES: Final = 4
+_COUNTED_ROWS_MAX: Final = 1_000_000
 _LAST_TABLE: Final = (1 << 31) - 1
 _NOW_MS: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
@@ -166,16 +167,29 @@ class PostgresStore:
                     replica,
                     acknowledged,
                 )
+                verdict, known = compared(
+                    acknowledged,
+                    last or 0,
+                    nonces,
+                    [(r["number"], r["nonce"], r["seq"]) for r in accepted],
+                )
+                # A copy of a file must not fence off the file that it was copied from.
+                raised = 0 if verdict is Verdict.FORK else 1
                 term = await connection.fetchval(
                     f"INSERT INTO {own.replicas} AS r (replica, term, last, seen_at)"
                     " VALUES ($1, 1, 0, clock_timestamp()) ON CONFLICT (replica) DO UPDATE"
-                    " SET term = r.term + 1, seen_at = excluded.seen_at RETURNING term",
+                    " SET term = r.term + $2, seen_at = excluded.seen_at RETURNING term",
                     replica,
+                    raised,
                 )
-        verdict, known = compared(
-            acknowledged, last or 0, nonces, [(r["number"], r["nonce"], r["seq"]) for r in accepted]
-        )
-        return Greeting(term, verdict, known, head["seq"], head["now_ms"])
+        with translated():
+            # Only a first load is long; counting ends where a progress bar would stop to matter.
+            rows = await self._pool.fetchval(
+                f"SELECT count(*) FROM (SELECT FROM {own.documents} WHERE seq > $1 LIMIT $2) AS d",
+                seq,
+                _COUNTED_ROWS_MAX,
+            )
+        return Greeting(term, verdict, known, head["seq"], head["now_ms"], rows)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator["PostgresTransaction"]:

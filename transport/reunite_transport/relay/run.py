@@ -1,15 +1,18 @@
 """A whole relay: Postgres of its own or a given one, the store on it, the server in front.
 
-Owns the order in which they start and stop, and where data lies when nobody says.
+Owns the order in which they start and stop, where data lies when nobody says, and which signals
+end a program in order.
 """
 
+import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+import signal
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from reunite.errors import UsageError
@@ -19,6 +22,8 @@ from reunite_transport.relay.server import serve
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8800
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,43 @@ async def running_relay(
         )
         stack.push_async_callback(relay.close)
         yield RunningRelay(relay.url, postgres, folder)
+
+
+class Stopped(Exception):
+    """A signal ended the work, in order; `signal` is its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.signal = number
+
+
+def run_until_stopped(work: Coroutine[Any, Any, _T]) -> _T:
+    """`asyncio.run`, where SIGINT, SIGTERM and SIGHUP cancel the work, so that it can clean up.
+
+    A second signal hurries; one that the program was started to ignore (nohup) stays ignored.
+    Raises Stopped.
+    """
+
+    async def stoppable() -> _T:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(work)
+        received: list[int] = []
+
+        def stop(number: int) -> None:
+            received.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, stop, number)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not received:
+                raise
+            raise Stopped(received[0]) from None
+
+    return asyncio.run(stoppable())
 
 
 def default_data() -> Path:

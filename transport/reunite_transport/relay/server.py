@@ -428,8 +428,7 @@ class _Connection:
         if self.session.closed:
             return
         if greeting.verdict is Verdict.FORK:
-            # A new Hello follows, under another id. This one's term was raised all the same.
-            relay.hub.overtake(hello.replica, greeting.term)
+            # A new Hello follows, under another id; the file that this one was copied from goes on.
             return
         member = Member(self.session, hello.replica, greeting.term, self._to_send.set)
         if relay.hub.join(member):

@@ -53,13 +53,15 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """The store's answer to a Hello: the new term, and which pending changesets are already in."""
+    """The store's answer to a Hello: the term, which pending changesets are already in, and about
+    how many rows lie after the client's cursor."""
 
     term: int
     verdict: Verdict
     known: tuple[tuple[int, int], ...]
     head: int
     now_ms: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,8 @@ class Store(Protocol):
     async def greet(
         self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
     ) -> Greeting:
-        """Raise the replica's term under the head lock, so that older connections are fenced off,
-        and compare histories. Raises HistoryLost."""
+        """Compare histories under the head lock and, unless it is a fork, raise the replica's term,
+        so that its older connections are fenced off. Raises HistoryLost."""
 
     def begin(self) -> AbstractAsyncContextManager[StoreTransaction]:
         """Start a commit; it takes effect when the block ends after `finish`, else nothing does."""
