@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from reunite import outbox
 from reunite.apply import apply_rows
 from reunite.bookkeeping import Row, Tracked, lines_of, save_table
-from reunite.capture import capture_all, install, vanished
+from reunite.capture import capture_all, fetch_text, install, vanished
 from reunite.cells.register import same
 from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
 from reunite.document import Document, decode, encode
@@ -68,22 +68,31 @@ def show_missing(state: State, tracked: Tracked) -> None:
     apply_rows(state, lines_of(state.conn, missing))
 
 
-def match_ids(state: State, table: Table, remote: Table) -> Table:
-    """A local table with the registry's column ids, and provisional ones for what it lacks."""
-    ids = {}
+def match_ids(
+    state: State, table: Table, remote: Table, kept: Mapping[str, int] | None = None
+) -> Table:
+    """A local table with the registry's column ids, and provisional ones for what it lacks.
+
+    `kept` are the ids that columns have already, by the name that they have here: a column that
+    was renamed here has another name there. Raises TableError for another primary key.
+    """
+    ids = dict(kept or {})
+    taken = set(ids.values())
     for column in table.columns:
         theirs = remote.column(column.name)
-        if theirs is not None:
+        if column.name in ids:
+            continue
+        if theirs is not None and theirs.id not in taken:
             ids[column.name] = theirs.id
         else:
             state.meta.provisional += 1
             ids[column.name] = state.meta.provisional
     state.save("provisional")
-    ours = [column.name.casefold() for column in table.key]
-    if ours != [column.name.casefold() for column in remote.key]:
+    if [ids[column.name] for column in table.key] != [column.id for column in remote.key]:
         raise TableError(
             table.name,
-            f"its primary key here is ({', '.join(ours)}), and the relay's is"
+            f"its primary key here is ({', '.join(column.name for column in table.key)}), and the"
+            " relay's is"
             f" ({', '.join(column.name for column in remote.key)}); they must be the same",
         )
     return table.renumbered(ids)
@@ -186,13 +195,12 @@ def _with_fitting_types(state: State, table: Table) -> Table:
     columns = []
     for column in table.columns:
         wanted = column.type
-        values = (
-            row[0]
-            for row in state.conn.execute(f"SELECT {quoted(column.name)} FROM {quoted(table.name)}")
-        )
-        if wanted == "any" and column.key:
-            wanted = key_type(values)
-        elif wanted not in ("any", "text"):
-            wanted = fitting_type(wanted, values)
+        if column.key or wanted not in ("any", "text"):
+            found = fetch_text(
+                state.conn, f"SELECT {quoted(column.name)} FROM {quoted(table.name)}", ()
+            )
+            values = [row[0] for row in found]
+            untyped = wanted == "any" and column.key
+            wanted = key_type(values) if untyped else fitting_type(wanted, values)
         columns.append(replace(column, type=wanted))
     return replace(table, columns=tuple(columns))

@@ -8,13 +8,14 @@ the image, so that no fold takes it for an edit. The captures are dropped.
 Foreign keys are off on the connection that this runs on. Rows that collide on a UNIQUE index are
 tried again as delete-then-insert, which a swap of two values needs; then row by row. A row that
 still fails is `blocked`: its document is kept, the table is left as it is, and every later apply
-tries again. A row that collides with a pending local one raises `PendingCollision` instead: the
-relay's verdict on that changeset decides, so the whole apply has to wait for it.
+tries again. An incoming row that collides with a pending local one raises `PendingCollision`
+instead: the relay's verdict on that changeset decides, so the whole apply has to wait for it.
 """
 
+import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from reunite.bookkeeping import Row, forget_rows, load_rows, save_rows
 from reunite.capture import captured_tables, clear, fetch_text, last_captured, unique_indexes
@@ -22,7 +23,7 @@ from reunite.cells.register import Value, same
 from reunite.clock import FLOOR
 from reunite.document import EMPTY, Document, decode
 from reunite.fold import Shape, expected
-from reunite.keys import key_values, stored_key
+from reunite.keys import key_problem, key_values, stored_key
 from reunite.payload import ABSENT, RowRef, pack_image, unpack_image
 from reunite.schema import quoted
 from reunite.state import State
@@ -39,25 +40,29 @@ class Failure(NamedTuple):
     message: str
 
 
-def apply_rows(state: State, rows: Mapping[RowRef, Row]) -> None:
-    """Write these rows' visible documents into the tables and save their lines.
+def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = False) -> None:
+    """Write these rows' visible documents into the tables and save their lines; blocked rows are
+    tried again beside them.
 
     The log must be empty: the caller has folded in this transaction. Rows of tables that are not
-    tracked here only have their lines saved. Raises PendingCollision with nothing to keep.
+    tracked here only have their lines saved. With `may_wait` raises PendingCollision, with nothing
+    to keep; without it a row that collides with a pending one is blocked.
     """
-    lines = dict(rows)
+    lines = {**_blocked(state.conn), **rows}
     documents = {
-        ref: decode(data) if (data := row.document) else EMPTY for ref, row in rows.items()
+        ref: decode(data) if (data := row.document) else EMPTY for ref, row in lines.items()
     }
     for ref in lines:
         lines[ref] = lines[ref]._replace(image=None, mark=None, alive=documents[ref].alive)
     written = {ref: documents[ref] for ref in lines if ref.table in state.shapes}
-    failures = {failure.ref: failure for failure in _write(state, written, lines)}
+    failures = {failure.ref: failure for failure in _write(state, written, lines, may_wait)}
     if written:
-        differing = _read_back(state, documents, lines, failures)
-        if differing and _has_app_triggers(state):
-            _write(state, {ref: documents[ref] for ref in differing}, lines)
-            differing = _read_back(state, documents, lines, failures)
+        has_triggers = _has_app_triggers(state)
+        differing = _read_back(state, written, documents, lines, failures, has_triggers)
+        if differing and has_triggers:
+            again = {ref: documents[ref] for ref in differing}
+            _write(state, again, lines, may_wait)
+            differing = _read_back(state, again, documents, lines, failures, has_triggers)
         for ref, image in differing.items():
             lines[ref] = lines[ref]._replace(image=pack_image(image))
     for ref in failures:
@@ -111,22 +116,26 @@ def _difference(
 
 def _read_back(
     state: State,
+    written: Mapping[RowRef, Document],
     documents: dict[RowRef, Document],
     lines: dict[RowRef, Row],
     failures: Mapping[RowRef, Failure],
+    has_triggers: bool,
 ) -> dict[RowRef, Mapping[int, Value]]:
     """Compare every captured row with its document, drop the captures, and return the images of
     those that differ. Rows that only an app trigger touched join `documents` and `lines`."""
     last = last_captured(state.conn)
+    unseen = set(written)
     differing: dict[RowRef, Mapping[int, Value]] = {}
     for table in captured_tables(state.conn, 0, last):
         shape = state.shapes.get(table)
         if shape is None:
             continue
-        for key, _, row, _, values in shape.captured.read(state.conn, 0, last):
-            if key is None:
+        for key, _, row, key_parts, values in shape.captured.read(state.conn, 0, last):
+            if key_problem(key_parts):
                 continue
             ref = RowRef(table, key)
+            unseen.discard(ref)
             if ref not in documents:
                 row = row or Row()
                 documents[ref] = decode(row.document) if row.document else EMPTY
@@ -140,12 +149,32 @@ def _read_back(
             image = _difference(shape, documents[ref], values)
             if image is not None:
                 differing[ref] = image
+    # What was written and not captured was not written: an app trigger can ignore a statement.
+    for ref in unseen.difference(failures):
+        if documents[ref].alive or has_triggers:
+            shape = state.shapes[ref.table]
+            image = _difference(shape, documents[ref], read_row(state.conn, shape, ref.key))
+            if image is not None:
+                differing[ref] = image
     clear(state.conn, 0, last)
     return differing
 
 
+def _blocked(conn: sqlite3.Connection) -> dict[RowRef, Row]:
+    return {
+        RowRef(table, key): Row(*fields)
+        for table, key, *fields in conn.execute(
+            "SELECT tbl, key, base, visible, image, changeset, alive, mark FROM _reunite_rows"
+            " WHERE mark = 'blocked'"
+        ).fetchall()
+    }
+
+
 def _write(
-    state: State, documents: Mapping[RowRef, Document], lines: Mapping[RowRef, Row]
+    state: State,
+    documents: Mapping[RowRef, Document],
+    lines: Mapping[RowRef, Row],
+    may_wait: bool,
 ) -> list[Failure]:
     """Bring rows of the app's tables to their documents; returns those that failed."""
     by_table: dict[int, list[RowRef]] = {}
@@ -164,8 +193,12 @@ def _write(
                 puts.append((*key, *expected(shape, document, None)))
             else:
                 deletes.append(key)
-        failures += _write_table(state, writer, puts, deletes, lines)
+        failures += _write_table(state, writer, puts, deletes, lines, may_wait)
     return failures
+
+
+_SQLITE_ERROR: Final = sqlite3.SQLITE_ERROR
+_CONFLICT_CLAUSE: Final = re.compile(r"\bON\s+CONFLICT\b", re.IGNORECASE)
 
 
 class _Writer:
@@ -184,7 +217,10 @@ class _Writer:
         key = ", ".join(quoted(column.name) for column in table.key)
         sets = ", ".join(f"{quoted(c.name)} = excluded.{quoted(c.name)}" for c in table.cells)
         action = f"UPDATE SET {sets}" if sets else "NOTHING"
-        self.insert = f"INSERT INTO {on} ({names}) VALUES ({marks})"
+        # A table whose constraints say what to do on a conflict would replace or skip rows
+        # silently. Without need it is not said: it would overrule the app's triggers too.
+        abort = " OR ABORT" if _CONFLICT_CLAUSE.search(shape.tracked.sql or "") else ""
+        self.insert = f"INSERT{abort} INTO {on} ({names}) VALUES ({marks})"
         self.upsert = f"{self.insert} ON CONFLICT ({key}) DO {action}"
         where = " AND ".join(f"{quoted(column.name)} = ?" for column in table.key)
         self.delete = f"DELETE FROM {on} WHERE {where}"
@@ -196,6 +232,7 @@ def _write_table(
     puts: list[tuple[Value, ...]],
     deletes: list[tuple[Value, ...]],
     lines: Mapping[RowRef, Row],
+    may_wait: bool,
 ) -> list[Failure]:
     conn = state.conn
     count = len(writer.key)
@@ -209,7 +246,10 @@ def _write_table(
         problem = _attempt(conn, [(writer.delete, [key])])
         if problem is not None:
             failures.append(Failure(RowRef(writer.id, stored_key(key)), problem))
-    waiting = [(values, "") for values in puts]
+    fitting = _fitting(conn, writer, puts)
+    moved = [(writer.delete, [values[:count] for values in fitting]), (writer.insert, fitting)]
+    done = set(map(id, fitting)) if _attempt(conn, moved) is None else set()
+    waiting = [(values, "") for values in puts if id(values) not in done]
     # A row may need what a later one frees, so go round while any succeeds.
     while waiting:
         left = []
@@ -223,9 +263,26 @@ def _write_table(
     else:
         return failures
     for values, problem in waiting:
-        _refuse_pending_collision(state, writer, values, lines)
+        if may_wait:
+            _refuse_pending_collision(state, writer, values, lines)
         failures.append(Failure(RowRef(writer.id, stored_key(values[:count])), problem))
     return failures
+
+
+def _fitting(
+    conn: sqlite3.Connection, writer: _Writer, puts: list[tuple[Value, ...]]
+) -> list[tuple[Value, ...]]:
+    """The rows that fit beside one another once all of them have let go of what they hold, as
+    rows that swap values must."""
+    count = len(writer.key)
+    conn.execute("SAVEPOINT reunite_fitting")
+    try:
+        for values in puts:
+            _attempt(conn, [(writer.delete, [values[:count]])])
+        return [values for values in puts if _attempt(conn, [(writer.insert, [values])]) is None]
+    finally:
+        conn.execute("ROLLBACK TO reunite_fitting")
+        conn.execute("RELEASE reunite_fitting")
 
 
 def _attempt(
@@ -237,7 +294,11 @@ def _attempt(
         for sql, rows in statements:
             if rows:
                 conn.executemany(sql, rows)
-    except (sqlite3.IntegrityError, sqlite3.DataError) as error:
+    except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.OperationalError) as error:
+        # A trigger may call what only the app's connection has; a full disk is no row's fault.
+        refused = not isinstance(error, sqlite3.OperationalError)
+        if not conn.in_transaction or not (refused or error.sqlite_errorcode == _SQLITE_ERROR):
+            raise
         conn.execute("ROLLBACK TO reunite_write")
         return str(error)
     finally:
@@ -249,7 +310,13 @@ def _attempt(
 def _refuse_pending_collision(
     state: State, writer: _Writer, values: Sequence[Value], lines: Mapping[RowRef, Row]
 ) -> None:
-    """Raise PendingCollision when a pending row of the table holds what this row needs."""
+    """Raise PendingCollision when a pending row of the table holds what this row needs.
+
+    Not before the first load is done: nothing is sent until then, so no verdict would come. The
+    row is blocked, and the verdict on the pending one retries it.
+    """
+    if not state.meta.loaded:
+        return
     own = stored_key(values[: len(writer.key)])
     by_name = dict(zip((column.name for column in writer.columns), values, strict=True))
     key = ", ".join(quoted(column.name) for column in writer.key)
@@ -264,8 +331,9 @@ def _refuse_pending_collision(
         for holder in keys:
             row = lines.get(RowRef(writer.id, holder)) or stored.get(holder)
             if holder != own and row is not None and row.changeset is not None:
+                adopted = not row.base and row.visible and decode(row.visible).born == FLOOR
                 # An adopted row is compared with what arrives before it is sent: nothing to await.
-                if row.base is not None or not row.visible or decode(row.visible).born != FLOOR:
+                if not adopted:
                     raise PendingCollision
 
 

@@ -41,9 +41,11 @@ _DDL: Final = (
         adopting INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, seq INTEGER,
         rows INTEGER NOT NULL, payload BLOB NOT NULL)""",
     # What has arrived but must not show before its snapshot is whole.
-    """CREATE TABLE _reunite_inbox (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, message BLOB NOT NULL)""",
+    """CREATE TABLE _reunite_inbox (
+        id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, message BLOB NOT NULL)""",
     """CREATE TABLE reunite_rejected (
-        id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, "table" TEXT NOT NULL, key, kind TEXT NOT NULL,
+        id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, "table" TEXT NOT NULL, key,
+        kind TEXT NOT NULL,
         reason TEXT NOT NULL, message TEXT NOT NULL, "values" TEXT NOT NULL)""",
     """CREATE VIEW reunite_rows AS
         SELECT t.name AS "table", r.key AS key,

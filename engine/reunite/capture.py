@@ -66,7 +66,7 @@ def trigger_statements(conn: sqlite3.Connection, tracked: Tracked) -> list[str]:
         f"CREATE TRIGGER {prefix}_move AFTER UPDATE ON {on} WHEN {moved} BEGIN {log('OLD')} END",
         f"CREATE TRIGGER {prefix}_delete AFTER DELETE ON {on} BEGIN {log('OLD')} END",
     ]
-    for number, over in enumerate(unique_indexes(conn, table.name)):
+    for number, (over, partial) in enumerate(_unique_indexes(conn, table.name)):
         matches = " AND ".join(
             f"{quoted(name)} = NEW.{quoted(name)} COLLATE {quoted(collation)}"
             for name, collation in over
@@ -77,24 +77,19 @@ def trigger_statements(conn: sqlite3.Connection, tracked: Tracked) -> list[str]:
             f" SELECT {tracked.id}, {_NOW}, {keys} FROM {on} WHERE {matches};"
         )
         changed = " OR ".join(f"OLD.{quoted(name)} IS NOT NEW.{quoted(name)}" for name, _ in over)
+        # A row can also enter a partial index by another column.
+        when = "" if partial else f" WHEN {changed}"
         statements += [
             f"CREATE TRIGGER {prefix}_collide{number} BEFORE INSERT ON {on} BEGIN {collide} END",
-            f"CREATE TRIGGER {prefix}_recollide{number} BEFORE UPDATE ON {on}"
-            f" WHEN {changed} BEGIN {collide} END",
+            f"CREATE TRIGGER {prefix}_recollide{number} BEFORE UPDATE ON {on}{when}"
+            f" BEGIN {collide} END",
         ]
     return statements
 
 
 def unique_indexes(conn: sqlite3.Connection, table: str) -> list[list[tuple[str, str]]]:
     """The further UNIQUE indexes over plain columns: lists of (column, collation)."""
-    found = []
-    for (index,) in conn.execute(
-        "SELECT name FROM pragma_index_list(?) WHERE \"unique\" AND origin <> 'pk'", (table,)
-    ).fetchall():
-        over = _indexed(conn, index)
-        if all(name is not None for name, _ in over):
-            found.append([(str(name), collation) for name, collation in over])
-    return found
+    return [over for over, _ in _unique_indexes(conn, table)]
 
 
 def has_hidden_collisions(conn: sqlite3.Connection, table: str) -> bool:
@@ -179,6 +174,9 @@ class Captured:
         values = "".join(f", t.{quoted(column.name)}" for column in self.cells)
         group = ", ".join(parts)
         lines = ", ".join(f"l.{part}" for part in parts)
+        null_safe = " AND ".join(f"t.{quoted(column.name)} IS ?" for column in key)
+        cells = ", ".join(f"t.{quoted(column.name)}" for column in self.cells) or "1"
+        self.null_sql = f"SELECT {cells} FROM {quoted(self.name)} AS t WHERE {null_safe}"
         self.sql = (
             f"SELECT {stored}, l.at, r.base, r.visible, r.image, r.changeset, r.alive, r.mark,"
             f" r.key IS NOT NULL, {lines}, t.{quoted(key[0].name)} IS NOT NULL{values}"
@@ -205,6 +203,16 @@ class Captured:
                 found[values_from:] if present else None,
             )
 
+    def read_null(
+        self, conn: sqlite3.Connection, key: tuple[Value, ...]
+    ) -> list[tuple[Value, ...]]:
+        """The cell values of the rows that have this key with a NULL in it, which `=` never
+        finds; SQLite takes several of them."""
+        if None not in key:
+            return []
+        found = fetch_text(conn, self.null_sql, key)
+        return found if self.cells else [() for _ in found]
+
 
 def fetch_text(
     conn: sqlite3.Connection, sql: str, parameters: tuple[Value, ...]
@@ -227,6 +235,21 @@ def fetch_text(
 def clear(conn: sqlite3.Connection, after: int, until: int) -> None:
     """Remove a window of the log."""
     conn.execute("DELETE FROM _reunite_log WHERE id > ? AND id <= ?", (after, until))
+
+
+def _unique_indexes(
+    conn: sqlite3.Connection, table: str
+) -> list[tuple[list[tuple[str, str]], bool]]:
+    """The same, each with whether it is partial."""
+    found = []
+    for index, partial in conn.execute(
+        "SELECT name, partial FROM pragma_index_list(?) WHERE \"unique\" AND origin <> 'pk'",
+        (table,),
+    ).fetchall():
+        over = _indexed(conn, index)
+        if all(name is not None for name, _ in over):
+            found.append(([(str(name), collation) for name, collation in over], bool(partial)))
+    return found
 
 
 def _indexed(conn: sqlite3.Connection, index: str) -> list[tuple[str | None, str]]:

@@ -77,7 +77,7 @@ class Database:
     ) -> None:
         """`clock` returns milliseconds since 1970 UTC; it dates the edits."""
         self.path = Path(path)
-        self._clock = clock
+        self.clock = clock
         self._engine = ThreadDriver(
             lambda: _connect(self.path, foreign_keys=False), "reunite-engine"
         )
@@ -227,7 +227,7 @@ class Database:
 
     def _prepare(self) -> Replica:
         conn = self._engine.conn
-        replica = Replica(conn, chance=real_chance(), clock=self._clock)
+        replica = Replica(conn, chance=real_chance(), clock=self.clock)
         replica.prepare()
         return replica
 
@@ -276,7 +276,7 @@ class Database:
     def _commit(self, conn: sqlite3.Connection) -> None:
         if not conn.in_transaction:
             raise UsageError("the transaction was ended by its own SQL; leave COMMIT to reunite")
-        self._state.now_ms = self._clock()
+        self._state.now_ms = self.clock()
         fold_own(self._state)
         self.replica.commit(self._state)
 

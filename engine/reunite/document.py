@@ -130,10 +130,7 @@ def encode_insert_over_floor(
 def latest_stamp(data: bytes) -> bytes:
     """The greatest stamp of an encoded document of our own making, without decoding it: stamps
     are kept in ascending order, so it is the last one."""
-    if data[2] == _BIN8:
-        end = 4 + data[3]
-    else:
-        end = 5 + int.from_bytes(data[3:5], "big")
+    end = 4 + data[3] if data[2] == _BIN8 else 5 + int.from_bytes(data[3:5], "big")
     return data[end - STAMP_BYTES : end]
 
 

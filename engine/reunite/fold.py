@@ -36,7 +36,7 @@ from reunite.document import (
 )
 from reunite.keys import key_problem, key_values, stored_key
 from reunite.payload import ABSENT, Entry, Kind, RowRef, pack_image, unpack_image
-from reunite.rejected import record_local
+from reunite.rejected import forget_local, record_local
 from reunite.schema import Table, default_value
 
 
@@ -64,11 +64,20 @@ class Shape(NamedTuple):
     hidden_collisions: bool
 
 
+class Cause(NamedTuple):
+    """A row whose deletion could have made an edit of these columns, by a foreign key's action."""
+
+    parent: RowRef
+    columns: tuple[int, ...]
+
+
 class Folded(NamedTuple):
-    """One row after its fold: the entry, if it was an edit, and its new line."""
+    """One row after its fold: the entry, if it was an edit, its new line, and what could have
+    caused the edit."""
 
     entry: Entry | None
     row: Row | None
+    causes: Sequence[Cause] = ()
 
 
 def shapes_of(conn: sqlite3.Connection, tables: Mapping[int, Tracked]) -> dict[int, Shape]:
@@ -128,23 +137,34 @@ def fold(
     table. Lines of `_reunite_rows` are written; the caller saves the changeset.
     """
     entries: list[Entry] = []
+    causes: dict[RowRef, Sequence[Cause]] = {}
     for table in captured_tables(conn, 0, last_captured(conn)):
         if table in shapes and shapes[table].hidden_collisions:
             capture_vanished(conn, shapes[table].tracked, now_ms)
     last = last_captured(conn)
-    after = 0
-    while after < last:
-        until = min(after + WINDOW, last)
+    until = last
+    # From the end, so that a row which is in two windows carries the time of its last capture.
+    while until > 0:
+        after = max(until - WINDOW, 0)
         for table in captured_tables(conn, after, until):
             shape = shapes.get(table)
             if shape is not None:
                 entries += _fold_table(
-                    conn, shape, meta, changeset, after, until, now_ms, recorded_ms, adopting
+                    conn,
+                    shape,
+                    meta,
+                    changeset,
+                    after,
+                    until,
+                    now_ms,
+                    recorded_ms,
+                    adopting,
+                    causes,
                 )
-        after = until
+        until = after
     if last:
         clear(conn, 0, last)
-    return _with_parents(entries) if any(entry.derived for entry in entries) else entries
+    return _derived(entries, causes) if causes else entries
 
 
 def _fold_table(
@@ -157,6 +177,7 @@ def _fold_table(
     now_ms: int,
     recorded_ms: int | None,
     adopting: bool,
+    causes: dict[RowRef, Sequence[Cause]],
 ) -> list[Entry]:
     entries = []
     lines = []
@@ -164,7 +185,8 @@ def _fold_table(
     for key, captured_ms, row, key_parts, values in shape.captured.read(conn, after, until):
         problem = key_problem(key_parts)
         if problem:
-            record_local(conn, shape.tracked, key, key_parts, values, now_ms, problem)
+            found = [values] if values is not None else shape.captured.read_null(conn, key_parts)
+            record_local(conn, shape.tracked, key_parts, found, now_ms, problem)
             continue
         ref = RowRef(shape.tracked.id, key)
         at = recorded_ms if recorded_ms is not None else captured_ms
@@ -174,25 +196,25 @@ def _fold_table(
             else:
                 folded = fold_row(shape, meta, changeset, ref, row, values, at)
         except UnicodeEncodeError:
-            record_local(
-                conn, shape.tracked, key, key_parts, values, now_ms, "its text is not valid UTF-8"
-            )
+            assert values is not None
+            problem, rejected = "its text is not valid UTF-8", values
+        else:
+            if folded and folded.entry and len(folded.entry.document) > DOCUMENT_BYTES_MAX:
+                problem, rejected = f"the row is over {DOCUMENT_BYTES_MAX} bytes", ()
+        if problem:
+            record_local(conn, shape.tracked, key_parts, [rejected], now_ms, problem)
+            lines.append((ref, (row or Row(alive=True))._replace(mark="rejected")))
             continue
+        if row is not None and row.mark == "rejected":
+            mended = forget_local(conn, shape.tracked, key_parts)
+            if mended and folded is None:
+                lines.append((ref, row._replace(mark=None)))
         if folded is None:
             continue
         if folded.entry is not None:
-            if len(folded.entry.document) > DOCUMENT_BYTES_MAX:
-                record_local(
-                    conn,
-                    shape.tracked,
-                    key,
-                    key_parts,
-                    None,
-                    now_ms,
-                    f"the row is over {DOCUMENT_BYTES_MAX} bytes",
-                )
-                continue
             entries.append(folded.entry)
+            if folded.causes:
+                causes[ref] = folded.causes
         if folded.row is None:
             gone.append(ref)
         else:
@@ -264,17 +286,16 @@ def fold_row(
         delta.deleted or document.deleted,
         document.cells | delta.cells,
     )
-    derived = (
-        _derived(shape, ref, document, delta) if shape.parents and kind == Kind.PARTIAL else None
-    )
+    causes = _causes(shape, ref, document, delta) if shape.parents and kind == Kind.PARTIAL else ()
     if kind == Kind.PARTIAL and delta.edited and shape.ascending:
         values = [cell[1] for cell in delta.cells.values()]
         data = encode_edit(mark, tuple(delta.cells), values, inserts=False)
     else:
         data = encode(delta)
     return Folded(
-        Entry(ref, kind, data, recorded_ms, base_time, derived),
+        Entry(ref, kind, data, recorded_ms, base_time),
         Row(row.base, encode(merged), pack_image(image), changeset, merged.alive, None),
+        causes,
     )
 
 
@@ -283,8 +304,9 @@ def _mark(meta: Meta, recorded_ms: int, latest: bytes) -> bytes:
     return stamp(edit_time(recorded_ms, meta.offset_ms, time_of(latest)), meta.replica)
 
 
-def _derived(shape: Shape, ref: RowRef, before: Document, delta: Document) -> RowRef | None:
-    """The parent whose deletion could have made this edit, by a foreign key's action."""
+def _causes(shape: Shape, ref: RowRef, before: Document, delta: Document) -> Sequence[Cause]:
+    """The parents whose deletion could have made this edit, by a foreign key's action."""
+    found = []
     key = key_values(ref.key, shape.captured.key_count)
     for parent in shape.parents:
         if parent.cascades != (delta.deleted != NEVER):
@@ -296,14 +318,15 @@ def _derived(shape: Shape, ref: RowRef, before: Document, delta: Document) -> Ro
             for column in parent.columns
         ]
         if None not in values:
-            return RowRef(parent.table, stored_key(values))
-    return None
+            found.append(Cause(RowRef(parent.table, stored_key(values)), parent.columns))
+    return found
 
 
 def whole(document: Document, mark: bytes) -> Document:
-    """The document as one edit of everything: how a row that exists nowhere else is sent."""
+    """The document as one edit of everything: how a row that exists nowhere else is sent. One that
+    came with its table stays known by its birth at the floor."""
     cells: dict[int, Register] = {key: (mark, cell[1]) for key, cell in document.cells.items()}
-    return Document(mark, mark, NEVER, cells)
+    return Document(FLOOR if document.born == FLOOR else mark, mark, NEVER, cells)
 
 
 def expected(shape: Shape, document: Document, image: Mapping[int, Value] | None) -> list[Value]:
@@ -385,14 +408,31 @@ def _changed(
     }
 
 
-def _with_parents(entries: list[Entry]) -> list[Entry]:
-    """Keep `derived` only where that parent is deleted in this same changeset."""
+def _derived(entries: Sequence[Entry], causes: Mapping[RowRef, Sequence[Cause]]) -> list[Entry]:
+    """Mark what the deletion of a parent in this same changeset has caused as derived from it.
+
+    Other columns of the row that were written beside it become an entry of their own, so that
+    they stay when the relay drops the derived one.
+    """
     deleted = {
         entry.row
         for entry in entries
         if entry.kind == Kind.PARTIAL and decode(entry.document).deleted != NEVER
     }
-    return [
-        entry if entry.derived is None or entry.derived in deleted else entry._replace(derived=None)
-        for entry in entries
-    ]
+    marked: list[Entry] = []
+    for entry in entries:
+        left = entry
+        for parent, columns in causes.get(entry.row, ()):
+            if parent not in deleted or left.derived is not None:
+                continue
+            document = decode(left.document)
+            rest = {key: cell for key, cell in document.cells.items() if key not in columns}
+            if not rest:
+                left = left._replace(derived=parent)
+                continue
+            caused = {key: cell for key, cell in document.cells.items() if key in columns}
+            caused_only = encode(document._replace(cells=caused))
+            marked.append(left._replace(document=caused_only, derived=parent))
+            left = left._replace(document=encode(document._replace(cells=rest)))
+        marked.append(left)
+    return marked

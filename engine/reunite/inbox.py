@@ -134,8 +134,7 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
     if seq:
         _drop_reached(state, lines, seq)
     changed = lines.changed()
-    changed.update(_blocked(state, changed))
-    apply_rows(state, changed)
+    apply_rows(state, changed, may_wait=True)
     lines.save_unchanged(changed)
 
 
@@ -233,15 +232,9 @@ def visible_of(state: State, rows: dict[RowRef, Row]) -> dict[RowRef, Document]:
     return {ref: visible[ref] for ref in touched}
 
 
-def _blocked(state: State, but: dict[RowRef, Row]) -> dict[RowRef, Row]:
-    found = {
-        RowRef(table, key): Row(*fields)
-        for table, key, *fields in state.conn.execute(
-            "SELECT tbl, key, base, visible, image, changeset, alive, mark FROM _reunite_rows"
-            " WHERE mark = 'blocked'"
-        ).fetchall()
-    }
-    return {ref: row for ref, row in found.items() if ref not in but}
+def retry_blocked(state: State) -> None:
+    """Write blocked rows again, as a verdict may have made room for them."""
+    apply_rows(state, {})
 
 
 def _move_cursor(state: State, statement: Statement, within: bytes) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from reunite.bookkeeping import CHANGESET_ID_STEP, lines_of, save_rows
-from reunite.clock import FLOOR, edit_time, stamp, time_of
+from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
 from reunite.document import Document, decode, encode
 from reunite.payload import Entry, Kind, RowRef, pack_entries, unpack_entries
 from reunite.state import State
@@ -214,7 +214,7 @@ def with_stamp(document: Document, mark: bytes) -> Document:
     """An entry's document with its one stamp replaced; what is at the floor or never stays."""
     born, edited, deleted, cells = document
     return Document(
-        mark if born else born,
+        born if born in (NEVER, FLOOR) else mark,
         mark if edited else edited,
         mark if deleted else deleted,
         {key: cell if cell[0] == FLOOR else (mark, cell[1]) for key, cell in cells.items()},

@@ -1,6 +1,6 @@
 """Bytes that the engine keeps in its own tables: changeset payloads, images, table descriptions.
 
-File format 1. Payloads are columnar: `[[table, keys, kinds, documents, recorded, seen, derived]...]`
+File format 1. Payloads are columnar: `[[table, keys, kinds, documents, times, seen, derived]...]`
 with the file's own table ids and stored keys. They come from our own file, so reading checks only
 what a damaged file could break.
 """

@@ -81,19 +81,21 @@ def _create(state: State, table: Table) -> None:
 
 
 def _renumber(state: State, known: Tracked, remote: Table) -> None:
-    table = match_ids(state, known.table, remote) if known.tracked else remote
-    ids = {}
-    for column in known.table.columns:
-        now = table.column(column.name)
-        # A provisional column that the registry still lacks keeps the number it has.
-        if now is not None and not (now.id >= PROVISIONAL_ID and column.id >= PROVISIONAL_ID):
-            ids[column.id] = now.id
-    table = table.renumbered(
-        {
-            column.name: ids.get(column.id, column.id)
-            for column in (known.table.columns if known.tracked else table.columns)
-        }
-    )
+    numbered = {column.id for column in known.remote.columns} if known.remote else set()
+    # A column that was renamed here keeps its number, and so does a provisional one that the
+    # registry still lacks.
+    kept = {
+        column.name: column.id
+        for column in known.table.columns
+        if column.id in numbered
+        or (column.id >= PROVISIONAL_ID and remote.column(column.name) is None)
+    }
+    table = match_ids(state, known.table, remote, kept) if known.tracked else remote
+    ids = {
+        column.id: now.id
+        for column in known.table.columns
+        if (now := table.column(column.name)) is not None
+    }
     save_table(state.conn, replace(known, table=table, remote=remote))
     moved = {cell_key(old): cell_key(new) for old, new in ids.items() if old != new}
     if moved:

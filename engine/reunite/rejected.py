@@ -9,11 +9,12 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from reunite.bookkeeping import Row, Tracked, save_rows
+from reunite.bookkeeping import Tracked
 from reunite.cells.register import Value
 from reunite.clock import NEVER
 from reunite.document import cell_key, decode
-from reunite.payload import Entry, Kind, RowRef
+from reunite.keys import stored_key
+from reunite.payload import Entry, Kind
 
 
 def record_entry(
@@ -35,32 +36,31 @@ def record_entry(
 def record_local(
     conn: sqlite3.Connection,
     tracked: Tracked,
-    key: Value,
-    key_parts: Sequence[Value],
-    values: Sequence[Value] | None,
+    key: Sequence[Value],
+    rows: Sequence[Sequence[Value]],
     now_ms: int,
     problem: str,
 ) -> None:
-    """Keep note of a row that cannot leave this file; the table is not touched. A row already
-    noted for the same problem is not noted twice."""
-    conn.execute(
-        "DELETE FROM reunite_rejected WHERE \"table\" = ? AND key IS ? AND reason = 'local'",
-        (tracked.table.name, _printable(key)),
-    )
-    if values is None:
-        return
-    named = dict(zip((column.name for column in tracked.table.key), key_parts, strict=True))
-    named |= dict(zip((column.name for column in tracked.table.cells), values, strict=True))
+    """Keep note of the rows of a key that cannot leave this file; the table is not touched. There
+    are none when the row is gone, and several when the key is NULL. What was noted before of this
+    key is replaced."""
+    forget_local(conn, tracked, key)
     message = f"{problem}; the row stays in this file only. Change it, and it will sync"
-    _insert(conn, tracked, _printable(key), "insert", "local", message, named, now_ms)
-    if key is not None and _printable(key) == key:
-        old = conn.execute(
-            "SELECT base, visible, image, changeset, alive, mark FROM _reunite_rows"
-            " WHERE tbl = ? AND key = ?",
-            (tracked.id, key),
-        ).fetchone()
-        row = Row(*old) if old else Row(alive=True)
-        save_rows(conn, [(RowRef(tracked.id, key), row._replace(mark="rejected"))])
+    for values in rows:
+        named = dict(zip((column.name for column in tracked.table.key), key, strict=True))
+        # A row that is too large comes without values: they are not kept a second time.
+        named |= dict(zip((column.name for column in tracked.table.cells), values, strict=False))
+        stored = _printable(stored_key(key))
+        _insert(conn, tracked, stored, "insert", "local", message, named, now_ms)
+
+
+def forget_local(conn: sqlite3.Connection, tracked: Tracked, key: Sequence[Value]) -> bool:
+    """Drop what `record_local` noted of this key; False when there was nothing."""
+    dropped = conn.execute(
+        "DELETE FROM reunite_rejected WHERE \"table\" = ? AND key IS ? AND reason = 'local'",
+        (tracked.table.name, _printable(stored_key(key))),
+    )
+    return dropped.rowcount > 0
 
 
 def _insert(

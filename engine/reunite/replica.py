@@ -154,7 +154,10 @@ class Replica:
         with self.transaction() as state:
             fold_strangers(state)
             tables = parents_first([read_table(state.conn, name) for name in names])
-            return [table.name for table in tables if adopt.track(state, table.name)]
+            tracked = [table.name for table in tables if adopt.track(state, table.name)]
+        # SQLite's counter shows the writes of other connections only, and this was our own.
+        self._data_version = -1
+        return tracked
 
     def untracked(self) -> list[str]:
         """The user's tables that are not tracked, in order of creation."""
@@ -356,7 +359,8 @@ class Replica:
         with self.transaction() as state:
             fold_strangers(state)
             rejections = verdicts.reject(state, number, nonce, reason, message)
-            inbox.retry(state)
+            if not inbox.retry(state):
+                inbox.retry_blocked(state)
             return rejections
 
     def outgoing(self, *, changesets_max: int, bytes_max: int) -> list[Outgoing]:
@@ -420,7 +424,7 @@ def _refuse_too_large(entries: Sequence[Entry]) -> None:
     size = sum(len(entry.document) for entry in entries)
     if len(entries) > CHANGESET_ROWS_MAX or size > CHANGESET_BYTES_MAX:
         raise UsageError(
-            f"this transaction changes {len(entries)} rows ({size} bytes), and one changeset ends at"
+            f"this transaction changes {len(entries)} rows ({size} bytes); one changeset ends at"
             f" {CHANGESET_ROWS_MAX} rows and {CHANGESET_BYTES_MAX} bytes; it was rolled back. Write"
             " in smaller transactions"
         )

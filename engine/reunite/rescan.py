@@ -16,6 +16,7 @@ from reunite.capture import (
     capture_all,
     capture_vanished,
     clear,
+    has_hidden_collisions,
     install,
     last_captured,
     remove,
@@ -73,6 +74,10 @@ def _look_at(state: State, tracked: Tracked) -> None:
         "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)
     ).fetchone()
     if exists and is_current(state.conn, tracked):
+        if has_hidden_collisions(state.conn, name) != state.shapes[tracked.id].hidden_collisions:
+            state.tables_changed()
+            # The index may have deleted rows before it was noticed.
+            capture_vanished(state.conn, tracked, state.now_ms)
         return
     if not exists:
         if not renamed:
@@ -80,12 +85,13 @@ def _look_at(state: State, tracked: Tracked) -> None:
             return
         name = renamed.pop()
     try:
-        found = read_table(state.conn, name)
+        table = _with_ids(state, tracked, read_table(state.conn, name))
     except TableError:
-        # It lost its key or became a view: it can no longer be synced, and nothing is deleted.
+        # It lost its key, has another, or became a view: it can no longer be synced, and nothing
+        # is deleted.
         _let_go(state, tracked)
         return
-    _rescan(state, tracked, found)
+    _rescan(state, tracked, table)
 
 
 def _let_go(state: State, tracked: Tracked) -> None:
@@ -94,8 +100,7 @@ def _let_go(state: State, tracked: Tracked) -> None:
     state.tables_changed()
 
 
-def _rescan(state: State, before: Tracked, found: Table) -> None:
-    table = _with_ids(state, before, found)
+def _rescan(state: State, before: Tracked, table: Table) -> None:
     sql = state.conn.execute(
         "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,)
     ).fetchone()[0]
@@ -117,28 +122,32 @@ def _rescan(state: State, before: Tracked, found: Table) -> None:
 
 def _with_ids(state: State, before: Tracked, found: Table) -> Table:
     """The table as found, its columns under the ids that they had."""
-    known = {column.name.casefold(): column for column in before.table.columns}
-    names = {column.name.casefold() for column in found.columns}
-    numbered = match_ids(state, found, before.remote or before.table)
-    columns = []
-    for position, column in enumerate(numbered.columns):
-        same_name = known.get(column.name.casefold())
-        if same_name is not None:
-            columns.append(replace(column, id=same_name.id, type=same_name.type))
-            continue
-        old = before.table.columns[position] if position < len(before.table.columns) else None
-        if (
-            old is not None
-            and old.name.casefold() not in names
-            and old.declared == column.declared
-            and old.key == column.key
-            and len(before.table.columns) == len(found.columns)
-            and _all_equal(state, before, found, old, column)
-        ):
-            columns.append(replace(column, id=old.id, type=old.type))
-        else:
-            columns.append(column)
-    return replace(found, columns=tuple(columns))
+    old_by_name = {}
+    for position, column in enumerate(found.columns):
+        old = before.table.column(column.name) or _renamed(state, before, found, position)
+        if old is not None:
+            old_by_name[column.name] = old
+    kept = {name: old.id for name, old in old_by_name.items()}
+    table = match_ids(state, found, before.remote or before.table, kept)
+    return replace(
+        table,
+        columns=tuple(
+            replace(column, type=old_by_name[column.name].type)
+            if column.name in old_by_name
+            else column
+            for column in table.columns
+        ),
+    )
+
+
+def _renamed(state: State, before: Tracked, found: Table, position: int) -> Column | None:
+    """What the column at this place was before it was renamed; None when it is a new one."""
+    if len(before.table.columns) != len(found.columns):
+        return None
+    old, column = before.table.columns[position], found.columns[position]
+    if found.column(old.name) or (old.declared, old.key) != (column.declared, column.key):
+        return None
+    return old if _all_equal(state, before, found, old, column) else None
 
 
 def _all_equal(state: State, before: Tracked, found: Table, old: Column, new: Column) -> bool:
@@ -159,7 +168,8 @@ def _column_of(
 ) -> list[tuple[RowRef, Row, Value]]:
     """One column's value of every known row of a table, with the row's line."""
     key = [quoted(part.name) for part in table.key]
-    stored = key[0] if len(key) == 1 else " || ',' || ".join(f"quote({name})" for name in key)
+    # The sign takes the affinity off, without which SQLite would not search by our key.
+    stored = f"+{key[0]}" if len(key) == 1 else " || ',' || ".join(f"quote({k})" for k in key)
     return [
         (RowRef(tracked.id, found[0]), Row(*found[1:7]), found[7])
         for found in state.conn.execute(

@@ -183,9 +183,7 @@ def table_names(conn: sqlite3.Connection) -> list[str]:
         for name, sql in conn.execute(
             "SELECT name, sql FROM sqlite_master WHERE type = 'table' ORDER BY rowid"
         )
-        if not _is_internal(name)
-        and not _is_virtual(sql or "")
-        and not _is_shadow(conn, name)
+        if not _is_internal(name) and not _is_virtual(sql or "") and not _is_shadow(conn, name)
     ]
 
 
@@ -389,8 +387,8 @@ def _check_key(conn: sqlite3.Connection, table: Table) -> None:
         if collation != "BINARY":
             raise TableError(
                 table.name,
-                f"key column {name!r} compares by {collation}, so other replicas could hold two rows"
-                " for one; declare it without COLLATE",
+                f"key column {name!r} compares by {collation}, so other replicas could hold two"
+                " rows for one; declare it without COLLATE",
             )
 
 

@@ -48,7 +48,7 @@ class State:
 
 
 class StateCache:
-    """The tables as last loaded by this process; threads that hold SQLite's lock in turn share it."""
+    """The tables as last loaded by this process, for all threads that take SQLite's lock."""
 
     def __init__(self) -> None:
         # One attribute, so that no thread sees a version with another version's tables.

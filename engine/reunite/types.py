@@ -3,7 +3,8 @@
 SQLite keeps any value in any column; Postgres does not. A column's logical type is what its
 declared type promises, kept only where all values present at tracking fit, else `text`:
 
-    integer boolean real numeric numeric(p,s) text blob date time timestamp timestamptz uuid json any
+    integer boolean real numeric numeric(p,s) text blob date time timestamp timestamptz uuid json
+    any
 
 `any` is a column without a declared type. Documents hold SQLite's storage classes whatever the
 logical type, so nothing here changes a value.

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from reunite import outbox
 from reunite.adopt import rebuild
 from reunite.bookkeeping import CHANGESET_ID_STEP, Row, lines_of, save_rows
-from reunite.clock import NEVER, edit_time, stamp
+from reunite.clock import FLOOR, NEVER, edit_time, stamp
 from reunite.document import decode, encode, merge
 from reunite.fold import whole
 from reunite.outbox import Changeset
@@ -170,8 +170,9 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
     lines = lines_of(state.conn, {entry.row for entry in changeset.entries()})
     gone = {ref for ref in gone if lines[ref].base is None}
     for entry in changeset.entries():
-        if entry.kind == Kind.ADOPTED and lines[entry.row].base is None:
+        if lines[entry.row].base is None and _came_with_its_table(entry):
             kept_adopted[entry.row] = entry
+    gone -= kept_adopted.keys()
     rejections.append(_record(state, changeset.entries(), reason, message))
     dropped += changeset.entries()
     outbox.remove(state.conn, changeset.id)
@@ -205,6 +206,13 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
             outbox.replace_entries(state.conn, later.id, adjusted)
     _revert(state, {entry.row for entry in dropped}, kept_adopted)
     return rejections
+
+
+def _came_with_its_table(entry: Entry) -> bool:
+    """True for an adopted row, also where it was refused before and has been edited since."""
+    return entry.kind == Kind.ADOPTED or (
+        entry.kind == Kind.WHOLE and decode(entry.document).born == FLOOR
+    )
 
 
 def _on_adopted(state: State, entry: Entry, adopted: dict[RowRef, Entry]) -> Entry:

@@ -12,7 +12,7 @@ from reunite.cells.register import Value, same
 from reunite.document import decode
 from reunite.errors import FileError, FormatError
 from reunite.fold import Shape, expected, shapes_of
-from reunite.keys import stored_key
+from reunite.keys import key_problem, stored_key
 from reunite.payload import ABSENT, unpack_image
 from reunite.rescan import is_current
 from reunite.schema import quoted
@@ -56,28 +56,30 @@ def _verify_table(conn: sqlite3.Connection, shape: Shape) -> list[Difference]:
         ]
     key = [quoted(column.name) for column in tracked.table.key]
     stored = (
-        f"t.{key[0]}" if len(key) == 1 else " || ',' || ".join(f"quote(t.{part})" for part in key)
+        # The sign takes the affinity off, without which SQLite would not search by our key.
+        f"+t.{key[0]}" if len(key) == 1 else " || ',' || ".join(f"quote(t.{part})" for part in key)
     )
-    logged = " AND ".join(f"l.k{index} = t.{part}" for index, part in enumerate(key))
     cells = "".join(f", t.{quoted(column.name)}" for column in tracked.table.cells)
+    parts = "".join(f", t.{part}" for part in key)
+    logged = ", ".join(f"k{index}" for index in range(len(key)))
+    unfolded = {
+        stored_key(values)
+        for values in fetch_text(
+            conn, f"SELECT {logged} FROM _reunite_log WHERE tbl = ?", (tracked.id,)
+        )
+    }
     found = []
     for line in fetch_text(
         conn,
-        f"SELECT {stored}, r.base, r.visible, r.image, r.changeset, r.alive, r.mark{cells}"
+        f"SELECT {stored}, r.base, r.visible, r.image, r.changeset, r.alive, r.mark{parts}{cells}"
         f" FROM {quoted(name)} AS t LEFT JOIN _reunite_rows AS r"
-        f" ON r.tbl = {tracked.id} AND r.key = {stored}"
-        f" WHERE NOT EXISTS (SELECT 1 FROM _reunite_log AS l WHERE l.tbl = {tracked.id} AND {logged})",
+        f" ON r.tbl = {tracked.id} AND r.key = {stored}",
         (),
     ):
-        found += _verify_row(shape, line[0], Row(*line[1:7]), line[7:])
-    unfolded = {
-        stored_key(values)
-        for values in conn.execute(
-            f"SELECT {', '.join(f'k{index}' for index in range(len(key)))} FROM _reunite_log"
-            " WHERE tbl = ?",
-            (tracked.id,),
-        )
-    }
+        # A row whose key cannot sync is noted in `reunite_rejected`, and is in no document.
+        values, held = line[7 : 7 + len(key)], line[7 + len(key) :]
+        if key_problem(values) is None and stored_key(values) not in unfolded:
+            found += _verify_row(shape, line[0], Row(*line[1:7]), held)
     for values in vanished(conn, tracked):
         row = Row(
             *conn.execute(
@@ -93,7 +95,7 @@ def _verify_table(conn: sqlite3.Connection, shape: Shape) -> list[Difference]:
 
 def _verify_row(shape: Shape, key: Value, row: Row, values: tuple[Value, ...]) -> list[Difference]:
     name = shape.tracked.table.name
-    if row.mark == "rejected" or key is None:
+    if row.mark == "rejected":
         return []
     if row.document is None and row.image is None:
         return [Difference(name, key, None, "the row has no document")]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from reunite.adopt import Choice
-from reunite.errors import FormatError, ProtocolError, SyncError
+from reunite.errors import FormatError, ProtocolError, SyncError, TableError
 from reunite.payload import StatedRows, Statement
 from reunite.replica import Outgoing, OutgoingRows, Replica
 from reunite.schema import Table
@@ -46,6 +46,9 @@ from reunite_transport.messages import (
 # enough to be sent again after a lost connection.
 WINDOW_CHANGESETS: Final = 256
 WINDOW_BYTES: Final = 4 << 20
+
+# A relay whose database is away answers late; one that is gone does not at all.
+WELCOME_MS_MAX: Final = 30_000
 
 # Answers after which trying again by itself cannot help: a person has to act.
 FATAL_CODES: Final = frozenset(
@@ -121,7 +124,7 @@ class ClientSession:
     def __init__(self, replica: Replica, now_ms: int, *, choice: Choice | None = None) -> None:
         """Begins by saying Hello. `choice` settles rows that two different files adopted."""
         self._replica = replica
-        self._choice = choice
+        self._choice: Choice | None = choice
         self._out: deque[bytes] = deque()
         self._events: deque[Event] = deque()
         self._ended = False
@@ -133,6 +136,7 @@ class ClientSession:
         self._in_flight: dict[int, int] = {}
         self._barriers = 0
         self._now_ms = now_ms
+        self._began_ms = now_ms
         self._greet()
 
     # The four verbs.
@@ -150,6 +154,8 @@ class ClientSession:
             self._end(
                 ProtocolError(f"the relay sent what is not of our format: {error}", "malformed")
             )
+        except TableError as error:
+            self._end(SyncError(str(error), "schema"))
         except SyncError as error:
             self._end(error)
 
@@ -159,8 +165,14 @@ class ClientSession:
         if self._ended:
             return
         try:
-            if self._replica.poll() and self._live:
+            if not self._welcomed and abs(now_ms - self._began_ms) > WELCOME_MS_MAX:
+                raise SyncError("the relay did not answer our Hello", "offline")
+            news = self._replica.poll()
+            # Asked besides, as another session of this file may have been the one to notice.
+            if self._live and (news or self._replica.unsent()):
                 self._describe_or_push()
+        except TableError as error:
+            self._end(SyncError(str(error), "schema"))
         except SyncError as error:
             self._end(error)
 

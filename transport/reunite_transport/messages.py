@@ -15,7 +15,7 @@ A connection goes through these steps:
                        <-  Page              until one says `complete`; from there on, live:
                        <-  Commit            every later commit, in order, none left out,
                        <-  Behind            or: more than the live stream carries, Pull again
-    Push               ->                    changesets in order of number, a window of them unanswered
+    Push               ->                    changesets in order of number, some unanswered
                        <-  Commit, Known     which of them are in, at which seq
                        <-  Rejected          this one is not; all later ones are ignored until
     Resume             ->                    the client, having reverted, goes on with that number
@@ -24,13 +24,15 @@ A connection goes through these steps:
 
 | type | message | fields |
 |---|---|---|
-| 1  | Hello    | version, capabilities, realm or nil, replica, acknowledged, nonces, seq, token, sent_ms |
+| 1  | Hello    | version, capabilities, realm or nil, replica, acknowledged, nonces, seq, token, |
+|    |          | sent_ms |
 | 2  | Describe | tables |
 | 3  | Push     | number, nonce, loose, last, sections |
 | 4  | Resume   | number |
 | 5  | Pull     | seq, within |
 | 6  | Barrier  | id |
-| 16 | Welcome  | version, capabilities, realm, now_ms, sent_ms, verdict, known, head, rows, tables |
+| 16 | Welcome  | version, capabilities, realm, now_ms, sent_ms, verdict, known, head, rows, |
+|    |          | tables |
 | 17 | Registry | tables |
 | 18 | Page     | sections, seq, within, complete, token |
 | 19 | Commit   | seq, token, acknowledged, sections |

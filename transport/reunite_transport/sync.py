@@ -11,15 +11,15 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 import aiohttp
 
 from reunite.adopt import Choice
 from reunite.database import Database
-from reunite.driver import real_clock
 from reunite.errors import CatchUpTimeout, SyncError, UsageError
 from reunite_transport.client_session import (
     Acknowledged,
@@ -42,6 +42,8 @@ POLL_SECONDS: Final = 0.02
 BACK_OFF_SECONDS: Final = (0.1, 15.0)
 FENCED_SECONDS: Final = 5.0
 CONNECT_SECONDS: Final = 10.0
+# A relay that does not shake hands on the end is left without.
+CLOSE_SECONDS: Final = 2.0
 # A relay that has not answered a heartbeat for this long is taken for gone.
 HEARTBEAT_SECONDS: Final = 15.0
 # Frames that are waiting are handled in one go on the engine's thread.
@@ -87,11 +89,11 @@ class Sync:
         """
         if not url.startswith(("ws://", "wss://")):
             raise UsageError(f"{url!r} is not a relay's address; it begins with ws:// or wss://")
-        if adopt not in (None, "theirs", "ours"):
+        if adopt is not None and adopt not in get_args(Choice):
             raise UsageError(f"adopt is {adopt!r}; it is 'theirs', 'ours' or None")
         self._db = db
         self._url = url
-        self._choice = adopt
+        self._choice: Choice | None = adopt
         self._on_event = on_event
         self._status = SyncStatus()
         self._changed = asyncio.Event()
@@ -101,6 +103,8 @@ class Sync:
         self._task: asyncio.Task[None] | None = None
         # Why sync stopped for good; a person has to act.
         self._fatal: SyncError | None = None
+        # Whether the last connection got as far as live.
+        self._was_live = False
 
     def __repr__(self) -> str:
         return f"Sync({self._url!r}, {self._status.state}, {self._status.queued} queued)"
@@ -122,7 +126,8 @@ class Sync:
     ) -> None:
         assert self._task is not None
         self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        with suppress(asyncio.CancelledError):
+            await self._task
 
     async def caught_up(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Wait until all local work up to now is acknowledged and all remote work is here.
@@ -171,9 +176,9 @@ class Sync:
         try:
             while True:
                 self._set(state="connecting", retry_in=None)
-                was_live = False
+                self._was_live = False
                 try:
-                    was_live = await self._connect()
+                    await self._connect()
                 except SyncError as error:
                     self._set(last_error=error)
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -183,12 +188,17 @@ class Sync:
                             "offline",
                         )
                     )
-                except sqlite3.OperationalError as error:
-                    self._set(last_error=SyncError(f"the database file is busy: {error}", "busy"))
+                except sqlite3.Error as error:
+                    # Busy, full or damaged: nothing is lost by trying again, and somebody may help.
+                    self._set(last_error=SyncError(f"the database file: {error}", "file"))
+                except Exception as error:
+                    self._fatal = SyncError(f"sync ended by its own fault: {error!r}", "internal")
+                    self._set(state="stopped", last_error=self._fatal)
+                    raise
                 if self._fatal is not None:
                     self._set(state="stopped", last_error=self._fatal)
                     return
-                if was_live:
+                if self._was_live:
                     wait = BACK_OFF_SECONDS[0]
                 last = self._status.last_error
                 if last is not None and last.code == "fenced":
@@ -205,36 +215,42 @@ class Sync:
                 self._set(state="offline", retry_in=None)
             self._changed.set()
 
-    async def _connect(self) -> bool:
-        """One connection from beginning to end; True when it got as far as live."""
+    async def _connect(self) -> None:
+        """One connection from beginning to end."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as http,
-            http.ws_connect(
-                self._url,
-                protocols=(SUBPROTOCOL,),
-                max_msg_size=FRAME_BYTES_MAX + (1 << 16),
-                heartbeat=HEARTBEAT_SECONDS,
-                compress=0,
-            ) as socket,
-        ):
-            if socket.protocol != SUBPROTOCOL:
-                raise SyncError(f"{self._url} is not a reunite relay of protocol 1", "version")
-            session = await self._db.on_engine(
-                lambda: ClientSession(self._db.replica, real_clock(), choice=self._choice)
-            )
-            self._session = session
-            frames: asyncio.Queue[bytes | None] = asyncio.Queue(FRAMES_AT_ONCE)
-            reader = asyncio.create_task(self._read(socket, frames))
+        async with aiohttp.ClientSession(timeout=timeout) as http:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                socket = await http.ws_connect(
+                    self._url,
+                    protocols=(SUBPROTOCOL,),
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),  # pyright: ignore
+                    max_msg_size=FRAME_BYTES_MAX + (1 << 16),
+                    heartbeat=HEARTBEAT_SECONDS,
+                    compress=0,
+                )
             try:
-                return await self._pump(session, socket, frames)
+                await self._talk(socket)
             finally:
-                self._session = None
-                reader.cancel()
-                await asyncio.gather(reader, return_exceptions=True)
+                await socket.close()
+
+    async def _talk(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        if socket.protocol != SUBPROTOCOL:
+            raise SyncError(f"{self._url} is not a reunite relay of protocol 1", "version")
+        session = await self._db.on_engine(
+            lambda: ClientSession(self._db.replica, self._db.clock(), choice=self._choice)
+        )
+        self._session = session
+        frames: asyncio.Queue[bytes] = asyncio.Queue(FRAMES_AT_ONCE)
+        reader = asyncio.create_task(self._read(socket, frames))
+        try:
+            await self._pump(session, socket, frames, reader)
+        finally:
+            self._session = None
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
 
     async def _read(
-        self, socket: aiohttp.ClientWebSocketResponse, frames: "asyncio.Queue[bytes | None]"
+        self, socket: aiohttp.ClientWebSocketResponse, frames: "asyncio.Queue[bytes]"
     ) -> None:
         try:
             async for message in socket:
@@ -244,29 +260,23 @@ class Sync:
                 else:
                     break
         finally:
-            # The pump empties the queue, so there is room sooner or later.
-            await frames.put(None)
             self._wake.set()
 
     async def _pump(
         self,
         session: ClientSession,
         socket: aiohttp.ClientWebSocketResponse,
-        frames: "asyncio.Queue[bytes | None]",
-    ) -> bool:
-        was_live = False
-        closed = False
+        frames: "asyncio.Queue[bytes]",
+        reader: "asyncio.Task[None]",
+    ) -> None:
         while True:
             received: list[bytes] = []
             while not frames.empty() and len(received) < FRAMES_AT_ONCE:
-                frame = frames.get_nowait()
-                if frame is None:
-                    closed = True
-                else:
-                    received.append(frame)
-            outgoing, events, queued = await self._db.on_engine(_work, session, received)
+                received.append(frames.get_nowait())
+            outgoing, events, queued = await self._db.on_engine(
+                _work, session, received, self._db.clock()
+            )
             for event in events:
-                was_live = was_live or isinstance(event, Live)
                 self._note(event)
             if queued != self._status.queued:
                 self._set(queued=queued)
@@ -278,9 +288,9 @@ class Sync:
                 if ended.fatal:
                     self._fatal = ended.error
                 raise ended.error
-            if closed:
-                return was_live
             if frames.empty():
+                if reader.done():
+                    return
                 try:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._wake.wait()
@@ -297,6 +307,7 @@ class Sync:
             rows = status.progress.rows + event.rows
             self._set(progress=Progress(rows, max(rows, status.progress.total)))
         elif isinstance(event, Live):
+            self._was_live = True
             self._set(state="live", progress=None)
         elif isinstance(event, BarrierReached):
             self._reached[event.id] = event.seq
@@ -310,9 +321,10 @@ class Sync:
         self._changed.set()
 
 
-def _work(session: ClientSession, received: list[bytes]) -> tuple[list[bytes], list[Event], int]:
+def _work(
+    session: ClientSession, received: list[bytes], now_ms: int
+) -> tuple[list[bytes], list[Event], int]:
     """On the engine's thread: let the session take in frames and local writes."""
-    now_ms = real_clock()
     for frame in received:
         session.receive(frame, now_ms)
     session.tick(now_ms)

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 KIND: Final = 0
 
-Value: TypeAlias = None | int | float | str | bytes
+Value: TypeAlias = int | float | str | bytes | None
 Register: TypeAlias = tuple[bytes, Value]
 
 INTEGER_MIN: Final = -(1 << 63)

@@ -102,12 +102,15 @@ class StoreTransaction(Protocol):
 
     async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
         """The known ones among these replicas."""
+        ...
 
     async def documents(self, rows: Sequence[RowId]) -> Mapping[RowId, bytes]:
         """The documents of the rows that have one."""
+        ...
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         """Roll back what was written inside when the block raises, and only that."""
+        ...
 
     async def write_rows(
         self, changes: Sequence[RowChange]
@@ -115,12 +118,14 @@ class StoreTransaction(Protocol):
         """Write the app's tables and check every constraint. Returns what the database made
         different of the written cells: {row: {column id: value as a register holds it}}.
         Raises Violation or Busy; the caller's savepoint undoes."""
+        ...
 
     async def finish(
         self, token: bytes, documents: Mapping[RowId, bytes], accepted: Sequence[Accepted]
     ) -> None:
         """Record the documents at `seq`, the commit and its changesets; advance the head. The
         transaction commits when its block ends."""
+        ...
 
 
 class Store(Protocol):
@@ -134,25 +139,32 @@ class Store(Protocol):
 
     async def registry(self) -> tuple[Table, ...]:
         """All tables, numbered, parents before children."""
+        ...
 
     async def describe(self, tables: Sequence[Table], *, create: bool) -> tuple[Table, ...]:
         """Register what is new among these tables and their columns, and create it in the
         database; returns the registry. With `create` false anything new is a TableError."""
+        ...
 
     async def greet(
         self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
     ) -> Greeting:
         """Compare histories under the head lock and, unless it is a fork, raise the replica's term,
         so that its older connections are fenced off. Raises HistoryLost."""
+        ...
 
     def begin(self) -> AbstractAsyncContextManager[StoreTransaction]:
         """Start a commit; it takes effect when the block ends after `finish`, else nothing does."""
+        ...
 
     async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
         """The next rows after (seq, within), of one snapshot, with at least one row if any."""
+        ...
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit's (seq, token)."""
+        ...
 
     async def close(self) -> None:
         """Let go of the database."""
+        ...

@@ -1,0 +1,153 @@
+"""Triggers and foreign keys of the app: their effects are edits where the app wrote."""
+
+import pytest
+
+from reunite.cells.register import Value
+from reunite.outbox import pending
+from reunite.payload import Entry
+from tests.engine.conftest import MakePeer
+from tests.engine.loopback import Relay
+from tests.engine.peer import Peer
+
+LISTS = "CREATE TABLE list (id INTEGER PRIMARY KEY, name TEXT)"
+TODOS = (
+    "CREATE TABLE todo (id INTEGER PRIMARY KEY, title TEXT, list_id INTEGER"
+    " REFERENCES list ON DELETE {action})"
+)
+
+
+def family(make_peer: MakePeer, action: str) -> Peer:
+    peer = make_peer(LISTS, TODOS.format(action=action))
+    peer.track("list", "todo")
+    peer.write("INSERT INTO list VALUES (1, 'home'), (2, 'work')")
+    peer.write("INSERT INTO todo VALUES (1, 'milk', 1), (2, 'mail', 2)")
+    return peer
+
+
+def test_what_a_trigger_sets_is_part_of_the_edit(make_peer: MakePeer) -> None:
+    peer = make_peer("CREATE TABLE t (id INTEGER PRIMARY KEY, v, at)")
+    peer.write(
+        "CREATE TRIGGER touch AFTER UPDATE ON t BEGIN"
+        " UPDATE t SET at = 'now' WHERE id = NEW.id AND at IS NOT 'now'; END"
+    )
+    peer.track("t")
+    peer.write("INSERT INTO t VALUES (1, 'a', 'then')")
+    peer.fold()
+    peer.write("UPDATE t SET v = 'b'")
+    assert peer.edits() == [{"v": "b", "at": "now"}]
+
+
+def test_what_a_trigger_inserts_elsewhere_is_part_of_the_changeset(make_peer: MakePeer) -> None:
+    peer = make_peer("CREATE TABLE t (id INTEGER PRIMARY KEY, v)")
+    peer.write("CREATE TABLE history (id INTEGER PRIMARY KEY, v)")
+    peer.write(
+        "CREATE TRIGGER keep AFTER UPDATE ON t BEGIN INSERT INTO history (v) VALUES (OLD.v); END"
+    )
+    peer.track("t", "history")
+    peer.write("INSERT INTO t VALUES (1, 'a')")
+    peer.fold()
+    peer.commit("UPDATE t SET v = 'b'")
+    assert peer.values("history", 1) == {"v": "a"}
+    assert peer.replica.queued() == 2
+
+
+def last_entries(peer: Peer) -> list[Entry]:
+    """The entries of the last changeset."""
+    return [changeset.entries() for changeset in pending(peer.engine)][-1]
+
+
+@pytest.mark.parametrize(("action", "effect"), [("CASCADE", {}), ("SET NULL", {"list_id": None})])
+def test_what_a_deleted_parent_does_to_its_children_is_derived(
+    make_peer: MakePeer, action: str, effect: dict[str, Value]
+) -> None:
+    peer = family(make_peer, action)
+    peer.commit("DELETE FROM list WHERE id = 1")
+    parent, child = sorted(last_entries(peer))
+    assert parent.derived is None
+    assert child.derived == parent.row
+    assert peer.named(child) == effect
+
+
+def test_an_edit_of_the_user_is_not_derived(make_peer: MakePeer) -> None:
+    peer = family(make_peer, "SET NULL")
+    peer.commit("UPDATE todo SET list_id = NULL WHERE id = 1", "DELETE FROM list WHERE id = 2")
+    derived = {entry.row.key: entry.derived for entry in last_entries(peer) if entry.row.table == 2}
+    assert derived[1] is None
+    assert derived[2] is not None
+
+
+def test_an_edit_beside_a_derived_one_is_not_lost_with_it(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = family(make_peer, "SET NULL"), make_peer()
+    relay.sync(a, b)
+    b.write("UPDATE todo SET list_id = 2 WHERE id = 1", at=100)
+    relay.sync(b)
+    a.commit("DELETE FROM list WHERE id = 1", "UPDATE todo SET title = 'oats' WHERE id = 1", at=200)
+    relay.sync(a, b)
+    assert a.rows("SELECT title, list_id FROM todo WHERE id = 1") == [("oats", 2)]
+    assert b.rows("SELECT title, list_id FROM todo WHERE id = 1") == [("oats", 2)]
+
+
+@pytest.mark.parametrize("deleted", ["todo", "tag"])
+def test_a_child_of_two_parents_is_derived_from_the_one_that_was_deleted(
+    make_peer: MakePeer, deleted: str
+) -> None:
+    peer = make_peer(
+        "CREATE TABLE todo (id INTEGER PRIMARY KEY)",
+        "CREATE TABLE tag (id INTEGER PRIMARY KEY)",
+        "CREATE TABLE link (todo_id REFERENCES todo ON DELETE CASCADE,"
+        " tag_id REFERENCES tag ON DELETE CASCADE, PRIMARY KEY (todo_id, tag_id))",
+    )
+    peer.track("todo", "tag", "link")
+    peer.write("INSERT INTO todo VALUES (1)", "INSERT INTO tag VALUES (7)")
+    peer.write("INSERT INTO link VALUES (1, 7)")
+    peer.commit(f"DELETE FROM {deleted}")
+    parent, child = sorted(last_entries(peer))
+    assert child.derived == parent.row
+
+
+def test_a_grandchild_is_derived_from_its_parent(make_peer: MakePeer) -> None:
+    peer = make_peer(
+        "CREATE TABLE node (id INTEGER PRIMARY KEY, up REFERENCES node ON DELETE CASCADE)"
+    )
+    peer.track("node")
+    peer.write("INSERT INTO node VALUES (1, NULL), (2, 1), (3, 2)")
+    peer.commit("DELETE FROM node WHERE id = 1")
+    derived = {entry.row.key: entry.derived for entry in last_entries(peer)}
+    assert derived == {1: None, 2: (1, 1), 3: (1, 2)}
+
+
+@pytest.mark.parametrize("action", ["CASCADE", "SET NULL"])
+def test_a_child_that_was_moved_elsewhere_outlives_its_old_parent(
+    make_peer: MakePeer, relay: Relay, action: str
+) -> None:
+    a, b = family(make_peer, action), make_peer()
+    relay.sync(a, b)
+    b.write("UPDATE todo SET list_id = 2 WHERE id = 1", at=100)
+    relay.sync(b)
+    a.commit("DELETE FROM list WHERE id = 1", at=200)
+    relay.sync(a, b)
+    for peer in (a, b):
+        assert peer.rows("SELECT id, list_id FROM todo ORDER BY id") == [(1, 2), (2, 2)]
+        assert peer.rows("SELECT id FROM list") == [(2,)]
+        assert peer.differences() == []
+
+
+def test_a_child_that_was_moved_is_alive_on_its_author_with_later_work_pending(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = family(make_peer, "SET NULL"), make_peer()
+    relay.sync(a, b)
+    b.write("UPDATE todo SET list_id = 2 WHERE id = 1", at=100)
+    relay.sync(b)
+    a.commit("DELETE FROM list WHERE id = 1", at=200)
+    link = relay.connect(a)
+    link.push(changesets_max=1)
+    a.commit("UPDATE todo SET title = 'oats' WHERE id = 1", at=300)
+    relay.settle()
+    link.close()
+    relay.sync(b)
+    assert b.rows("SELECT title, list_id FROM todo WHERE id = 1") == [("oats", 2)]
+    assert a.rows("SELECT title, list_id FROM todo WHERE id = 1") == [("oats", 2)]
+    assert a.differences() == []
