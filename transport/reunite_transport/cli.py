@@ -148,6 +148,8 @@ def relay(
     from reunite_transport.relay import run
 
     logging.basicConfig(level=logging.WARNING, format="reunite relay: %(message)s")
+    # Its tracebacks add nothing: the relay says itself when the database is away.
+    logging.getLogger("asyncpg").setLevel(logging.CRITICAL)
 
     async def serve() -> None:
         async with run.running_relay(
@@ -323,9 +325,7 @@ def sync(
     _check_relay_url(url)
     if as_json and not once:
         raise typer.BadParameter("--json tells how a sync ended; it goes with --once")
-    choice: Choice | None = None
-    if adopt is not None:
-        choice = "theirs" if adopt is Adopt.THEIRS else "ours"
+    choice: dict[Adopt | None, Choice] = {Adopt.THEIRS: "theirs", Adopt.OURS: "ours"}
 
     async def run() -> None:
         async with Database(file) as db:
@@ -333,7 +333,7 @@ def sync(
             await db.on_engine(db.replica.outbox_mark)
             first_load = not (await db.on_engine(db.replica.standing)).loaded
             watch = _Watch(timeout if once else None)
-            async with Sync(db, url, adopt=choice, on_event=watch.on_event) as running:
+            async with Sync(db, url, adopt=choice.get(adopt), on_event=watch.on_event) as running:
                 try:
                     await watch.until_caught_up(running, first_load=first_load)
                     await _report(db, watch, as_json=as_json)

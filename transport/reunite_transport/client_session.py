@@ -65,7 +65,10 @@ class Welcomed:
 
 @dataclass(frozen=True, slots=True)
 class TablesChanged:
-    """The realm's tables are as `left_alone` says: those that the file has but does not track."""
+    """The realm's tables became others. `left_alone` are those that the file has under the same
+    name and does not track."""
+
+    left_alone: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +270,7 @@ class ClientSession:
 
     def _on_registry(self, tables: Sequence[Table]) -> None:
         missing = self._replica.take_registry(tables)
-        self._events.append(TablesChanged())
+        self._events.append(TablesChanged(self._replica.standing().left_alone))
         if missing:
             if self._described:
                 names = ", ".join(repr(table.name) for table in missing)

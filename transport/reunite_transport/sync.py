@@ -22,7 +22,6 @@ from reunite.adopt import Choice
 from reunite.database import Database
 from reunite.errors import CatchUpTimeout, SyncError, UsageError
 from reunite_transport.client_session import (
-    Acknowledged,
     BarrierReached,
     ClientSession,
     Ended,
@@ -309,11 +308,13 @@ class Sync:
         elif isinstance(event, Live):
             self._was_live = True
             self._set(state="live", progress=None)
+        elif isinstance(event, TablesChanged):
+            self._set(left_alone=event.left_alone)
         elif isinstance(event, BarrierReached):
             self._reached[event.id] = event.seq
         elif isinstance(event, GaveUp):
             self._set(last_error=SyncError(event.message, event.reason))
-        if self._on_event is not None and not isinstance(event, Acknowledged | TablesChanged):
+        if self._on_event is not None:
             self._on_event(event)
 
     def _set(self, **changes: object) -> None:

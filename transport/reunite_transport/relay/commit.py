@@ -14,7 +14,7 @@ from reunite.clock import AHEAD_MS_MAX, FLOOR, NEVER, replica_of, stamp, time_of
 from reunite.document import EMPTY, Document, cell_key, decode, encode, merge
 from reunite.errors import FormatError
 from reunite.keys import unpack_key
-from reunite.schema import ForeignKey, Table
+from reunite.schema import ForeignKey, Table, ascii_lower
 from reunite_transport.messages import MESSAGE_CHARS_MAX, Entries, EntryKind
 from reunite_transport.relay.store import (
     Accepted,
@@ -289,7 +289,7 @@ class _Commit:
             _refers(foreign_key, child, before, self._tables[parent], unpack_key(key))
             for parent, key in derived
             for foreign_key in child.foreign_keys
-            if foreign_key.parent.casefold() == self._tables[parent].name.casefold()
+            if ascii_lower(foreign_key.parent) == ascii_lower(self._tables[parent].name)
         )
 
     def _edit(self, draft: _Draft, made: Mapping[RowId, Mapping[int, object]]) -> None:

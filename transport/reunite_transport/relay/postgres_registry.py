@@ -7,7 +7,7 @@ from dataclasses import replace
 import asyncpg
 
 from reunite.errors import TableError
-from reunite.schema import Table, from_wire, quoted, to_wire
+from reunite.schema import Table, ascii_lower, from_wire, quoted, to_wire
 from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables, Reader
 from reunite_transport.relay.postgres_errors import translated
 from reunite_transport.relay.postgres_schema import (
@@ -61,12 +61,12 @@ async def _refuse_taken(connection: Connection, own: OwnTables, created: Sequenc
         " WHERE relnamespace = to_regnamespace($1) AND relkind IN ('r','p','v','m','f','S')",
         quoted(own.schema),
     )
-    taken = {row["relname"].casefold(): row["relname"] for row in rows}
+    taken = {ascii_lower(row["relname"]): row["relname"] for row in rows}
     for table in created:
-        if table.name.casefold() in taken:
+        if ascii_lower(table.name) in taken:
             raise TableError(
                 table.name,
-                f"{taken[table.name.casefold()]!r} is in the relay's database already and does"
+                f"{taken[ascii_lower(table.name)]!r} is in the relay's database already and does"
                 " not sync; rename one of them",
             )
 
@@ -75,12 +75,12 @@ async def _add_foreign_keys(
     connection: Connection, own: OwnTables, known: Sequence[Registered], growth: Growth
 ) -> None:
     """Those of the new tables, and those of older ones that waited for a new table."""
-    created = {table.name.casefold() for table in growth.created}
+    created = {ascii_lower(table.name) for table in growth.created}
     by_id = {entry.table.id: entry.table for entry in (*known, *growth.registered)}
-    parents = {table.name.casefold(): table for table in by_id.values()}
+    parents = {ascii_lower(table.name): table for table in by_id.values()}
     for child in by_id.values():
-        new = child.name.casefold() in created
-        waiting = {f.parent.casefold() for f in child.foreign_keys} & created
+        new = ascii_lower(child.name) in created
+        waiting = {ascii_lower(f.parent) for f in child.foreign_keys} & created
         if not new and not waiting:
             continue
         for name, statements in foreign_key_statements(own.schema, child, parents, validated=new):

@@ -14,7 +14,7 @@ from reunite.cells.register import Value, same
 from reunite.document import Document
 from reunite.errors import FormatError
 from reunite.keys import unpack_key
-from reunite.schema import Column, Table
+from reunite.schema import Column, Table, ascii_lower
 from reunite.types import fitting_type
 from reunite_transport.relay.postgres_bookkeeping import Connection
 from reunite_transport.relay.postgres_errors import translated
@@ -160,7 +160,7 @@ def _changing_children(
 ) -> dict[int, list[tuple[Shape, str]]]:
     """For each parent: the children whose rows Postgres would change with it, and the question
     whether there are such rows."""
-    by_name = {table.name.casefold(): table for table in tables}
+    by_name = {ascii_lower(table.name): table for table in tables}
     children: dict[int, list[tuple[Shape, str]]] = {}
     for table in tables:
         for foreign_key, parent in enforceable_keys(table, by_name):

@@ -41,7 +41,7 @@ from sqlalchemy.schema import (
 from sqlalchemy.types import TypeEngine
 
 from reunite.cells.register import Value
-from reunite.schema import NAME_BYTES_MAX, Column, ForeignKey, Table, default_value
+from reunite.schema import NAME_BYTES_MAX, Column, ForeignKey, Table, ascii_lower, default_value
 from reunite.types import fitting_type
 
 # SQLAlchemy's types are generic in the Python class that they convert to: of no matter here.
@@ -108,7 +108,7 @@ def foreign_key_statements(
     schema: str, child: Table, parents: Mapping[str, Table], *, validated: bool
 ) -> Iterator[tuple[str, list[str]]]:
     """For each foreign key of `child` that Postgres can hold: its name, and the statements that
-    add it. `parents` are the registry's tables by casefolded name."""
+    add it. `parents` are the registry's tables by name in lower case."""
     for foreign_key, parent in enforceable_keys(child, parents):
         name = constraint_name(child.name, foreign_key.columns, f"{parent.name}_fkey")
         metadata = sa.MetaData()
@@ -143,7 +143,7 @@ def enforceable_keys(
     """The foreign keys that Postgres holds, once each, with their parents."""
     seen = set()
     for foreign_key in child.foreign_keys:
-        parent = parents.get(foreign_key.parent.casefold())
+        parent = parents.get(ascii_lower(foreign_key.parent))
         if parent is None or not _has_unique(parent, foreign_key.parent_columns):
             continue
         identity = (_folded(foreign_key.columns), parent.name)
@@ -297,7 +297,7 @@ def _has_unique(table: Table, columns: tuple[str, ...]) -> bool:
 
 
 def _folded(columns: Iterable[str]) -> tuple[str, ...]:
-    return tuple(column.casefold() for column in columns)
+    return tuple(ascii_lower(column) for column in columns)
 
 
 def _column(table: Table, name: str) -> Column:

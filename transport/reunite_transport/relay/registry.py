@@ -16,6 +16,7 @@ from reunite.schema import (
     TABLES_MAX,
     Column,
     Table,
+    ascii_lower,
     default_value,
     parents_first,
 )
@@ -49,13 +50,13 @@ def grow(registry: Sequence[Registered], described: Sequence[Table]) -> Growth:
     repeated name, another primary key, and a column that would be a new part of the key.
     """
     last_id = max((entry.table.id for entry in registry), default=0)
-    by_name = {entry.table.name.casefold(): entry for entry in registry}
+    by_name = {ascii_lower(entry.table.name): entry for entry in registry}
     registered: list[Registered] = []
     created: list[Table] = []
     added: list[tuple[Table, Column]] = []
     seen: set[str] = set()
     for table in described:
-        folded = table.name.casefold()
+        folded = ascii_lower(table.name)
         if folded in seen or folded in _RESERVED_NAMES or folded.startswith(_RESERVED_PREFIXES):
             raise TableError(table.name, "is described twice, or its name is reserved; rename it")
         seen.add(folded)
@@ -100,7 +101,7 @@ def _addable(column: Column, column_id: int) -> Column:
 
 def _check_key(known: Table, described: Table) -> None:
     ours, theirs = known.key, described.key
-    if [column.name.casefold() for column in ours] != [c.name.casefold() for c in theirs]:
+    if [ascii_lower(column.name) for column in ours] != [ascii_lower(c.name) for c in theirs]:
         raise TableError(
             described.name,
             f"the realm has it with the primary key ({', '.join(c.name for c in ours)}), this file"
@@ -108,7 +109,7 @@ def _check_key(known: Table, described: Table) -> None:
         )
     for own, other in zip(ours, theirs, strict=True):
         # One declaration may hold other values in each file, and so have another logical type.
-        if own.type != other.type and own.declared.casefold() != other.declared.casefold():
+        if own.type != other.type and ascii_lower(own.declared) != ascii_lower(other.declared):
             raise TableError(
                 described.name,
                 f"key column {own.name!r} is {own.type} in the realm and {other.type} in this file;"

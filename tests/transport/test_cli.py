@@ -1,0 +1,465 @@
+"""The command line as a shell meets it: output, exit codes, signals, and what it must not touch."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from reunite_transport.relay.run import default_data, without_password
+
+REUNITE = Path(sys.executable).with_name("reunite")
+# Slower than any command here on a busy machine.
+SECONDS_MAX = 120
+# Nobody listens on it: it is reserved for multiplexing.
+NO_RELAY = "ws://127.0.0.1:1"
+ODD = "my [bold]odd[/] :smile:"
+
+Finished = subprocess.CompletedProcess[str]
+
+
+class Command(Protocol):
+    """Runs `reunite` with arguments, to its end."""
+
+    def __call__(self, *arguments: object) -> Finished: ...
+
+
+@pytest.fixture
+def reunite(tmp_path: Path) -> Command:
+    def run(*arguments: object) -> Finished:
+        return subprocess.run(
+            [REUNITE, *map(str, arguments)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def music(tmp_path: Path) -> Path:
+    """An SQLite file that nobody tracks: two tables, in the mode that SQLite starts with."""
+    path = tmp_path / "music.db"
+    with closing(sqlite3.connect(path)) as conn:
+        conn.executescript(
+            f"""
+            CREATE TABLE artist (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
+            CREATE TABLE "{ODD}" (id TEXT PRIMARY KEY);
+            INSERT INTO artist VALUES (1, 'Mira Holt'), (2, 'Oda Lind');
+            """
+        )
+    return path
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A `reunite` that runs beside the test, where Ctrl-C is heeded; ended with the block."""
+    process = subprocess.Popen(
+        [REUNITE, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=SECONDS_MAX)
+
+
+@pytest.fixture
+def relay_url(postgres_url: str) -> Iterator[str]:
+    """A relay of its own process on an empty database."""
+    options = ("--postgres", postgres_url, "--create-tables", "--port", 0, "--json")
+    with started("relay", *options) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"]
+
+
+def query(path: Path, sql: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as conn, conn:
+        return conn.execute(sql).fetchall()
+
+
+def failed(finished: Finished, code: int, *words: str) -> None:
+    """The command failed with this code and one line on stderr that holds the words."""
+    assert finished.returncode == code, finished
+    assert finished.stdout == ""
+    assert len(finished.stderr.splitlines()) == 1, finished.stderr
+    assert finished.stderr.startswith("reunite: ")
+    for word in words:
+        assert word in finished.stderr
+
+
+# Calls
+
+
+@pytest.mark.parametrize("command", ["relay", "track", "sync", "status", "verify", "demo"])
+def test_every_command_explains_itself_with_an_example(reunite: Command, command: str) -> None:
+    shown = reunite(command, "--help")
+    assert shown.returncode == 0
+    assert re.search(rf"Examples?:\n\s+reunite {command}\b", shown.stdout)
+    assert command in reunite().stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("relay", "--port", "many"),
+        ("relay", "--port", "65536"),
+        ("relay", "--nonsense"),
+        ("relay", "--postgres", "nonsense"),
+        ("relay", "--postgres", "postgresql://host:port/x"),
+        ("relay", "--postgres", "postgresql://host/x", "--data", "here"),
+        ("relay", "--host", "0.0.0.0", "--data", "here"),
+        ("track",),
+        ("track", "music.db"),
+        ("track", "music.db", "artist", "--all"),
+        ("sync", "music.db"),
+        ("sync", "music.db", "http://127.0.0.1"),
+        ("sync", "music.db", "ws://127.0.0.1:66666"),
+        ("sync", "music.db", "ws://"),
+        ("sync", "music.db", NO_RELAY, "--adopt", "both"),
+        ("sync", "music.db", NO_RELAY, "--timeout", "-1"),
+        ("sync", "music.db", NO_RELAY, "--json"),
+        ("status",),
+        ("verify", "music.db", "more"),
+        ("demo", "more"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_call_is_refused_with_code_2(
+    reunite: Command, music: Path, arguments: tuple[str, ...]
+) -> None:
+    before = music.read_bytes()
+    failed(reunite(*arguments), 2)
+    assert music.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["track", "status", "verify"])
+def test_a_file_that_is_not_there_is_not_made(
+    reunite: Command, tmp_path: Path, command: str
+) -> None:
+    options = ("--all",) if command == "track" else ()
+    failed(reunite(command, "none.db", *options), 1, "none.db does not exist")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["track", "status", "verify", "sync"])
+def test_what_is_no_database_is_refused_and_left_as_it_is(
+    reunite: Command, tmp_path: Path, command: str
+) -> None:
+    text = tmp_path / "letter.txt"
+    text.write_text("Dear reader, " * 100)
+    options = {"track": ("--all",), "sync": (NO_RELAY, "--once")}.get(command, ())
+    failed(reunite(command, text, *options), 1, "file is not a database")
+    failed(reunite(command, tmp_path, *options), 1)
+    assert text.read_text() == "Dear reader, " * 100
+    assert list(tmp_path.iterdir()) == [text]
+
+
+@pytest.mark.parametrize("wal", [False, True])
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_looking_at_a_file_that_is_not_tracked_changes_nothing(
+    reunite: Command, music: Path, command: str, wal: bool
+) -> None:
+    with closing(sqlite3.connect(music, isolation_level=None)) as conn:
+        if wal:
+            # Kept open, so that what was written last still waits in the -wal.
+            conn.execute("PRAGMA journal_mode = WAL")
+            conn.execute("INSERT INTO artist VALUES (3, 'new')")
+        before = {path: path.read_bytes() for path in music.parent.iterdir()}
+        failed(reunite(command, music), 1, "is not tracked", "reunite track")
+        after = {path: path.read_bytes() for path in music.parent.iterdir()}
+    # The -shm is memory that readers share.
+    assert {path for path in before if before[path] != after[path]} <= {Path(f"{music}-shm")}
+
+
+# Files
+
+
+def test_track_says_what_it_took_in_and_that_it_switched_to_wal(
+    reunite: Command, music: Path
+) -> None:
+    first = reunite("track", music, "ARTIST")
+    assert first.returncode == 0
+    assert first.stdout.splitlines()[0].startswith(f"switched {music} to WAL mode")
+    assert "tracking artist: 2 rows" in first.stdout
+    second = reunite("track", music, "--all", "--json")
+    assert json.loads(second.stdout) == {
+        "file": str(music),
+        "tracked": [{"name": ODD, "rows": 0}],
+        "already": ["artist"],
+        "wal": False,
+    }
+    assert query(music, "SELECT id, name FROM artist") == [(1, "Mira Holt"), (2, "Oda Lind")]
+
+
+def test_a_table_that_cannot_be_tracked_leaves_the_file_unchanged(
+    reunite: Command, music: Path
+) -> None:
+    query(music, "CREATE TABLE loose (a, b)")
+    before = music.read_bytes()
+    failed(reunite("track", music, "--all"), 1, "loose", "no primary key")
+    failed(reunite("track", music, "artist", "nobody"), 1, "nobody", "no such table")
+    failed(reunite("track", music, "\udcff"), 1)
+    assert music.read_bytes() == before
+    assert [path.name for path in music.parent.iterdir()] == [music.name]
+
+
+def test_an_empty_file_has_nothing_to_track(reunite: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    failed(reunite("track", "empty.db", "--all"), 1, "no tables")
+    assert (tmp_path / "empty.db").read_bytes() == b""
+
+
+def test_status_counts_what_waits_to_be_sent(reunite: Command, music: Path) -> None:
+    reunite("track", music, "artist")
+    query(music, "UPDATE artist SET name = 'M. Holt' WHERE id = 1")
+    found = json.loads(reunite("status", music, "--json").stdout)
+    assert re.fullmatch("[0-9a-f]{16}", found.pop("replica"))
+    assert found == {
+        "file": str(music),
+        "realm": None,
+        "last_sync": None,
+        "pending": 1,
+        "unfolded": 1,
+        "rejected": 0,
+        "blocked": 0,
+        "left_alone": [],
+        "untracked": [ODD],
+        "tables": [{"name": "artist", "rows": 2}],
+    }
+    shown = reunite("status", music).stdout
+    assert re.search(r"pending +1\n", shown)
+    assert re.search(r"artist +2\n", shown)
+
+
+def test_verify_finds_a_row_that_was_changed_behind_the_triggers(
+    reunite: Command, music: Path
+) -> None:
+    reunite("track", music, "artist")
+    equal = reunite("verify", music)
+    assert (equal.returncode, equal.stdout) == (0, "2 rows in 1 table: all equal\n")
+    query(music, "UPDATE artist SET name = 'forged' WHERE id = 2")
+    query(music, "DELETE FROM _reunite_log")
+    differs = reunite("verify", music)
+    assert differs.returncode == 1
+    assert "artist 2 name: the table has 'forged', the document 'Oda Lind'" in differs.stdout
+    assert differs.stdout.endswith("2 rows in 1 table: 1 difference\n")
+    found = reunite("verify", music, "--json")
+    assert found.returncode == 1
+    assert json.loads(found.stdout) == {
+        "file": str(music),
+        "tables": 1,
+        "rows": 2,
+        "differences": [
+            {
+                "table": "artist",
+                "key": 2,
+                "column": "name",
+                "message": "the table has 'forged', the document 'Oda Lind'",
+            }
+        ],
+    }
+
+
+def test_names_print_as_they_are_and_cannot_control_the_terminal(
+    reunite: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.db"
+    names = [ODD, "two\nlines", "red\x1b[31m", "Käse  1", "right\u202eleft"]
+    for name in names:
+        query(path, f'CREATE TABLE "{name}" (id BLOB PRIMARY KEY, v)')
+        query(path, f"INSERT INTO \"{name}\" VALUES (X'00FF', 1)")
+    for command in (("track", path, "--all"), ("status", path), ("verify", path)):
+        shown = reunite(*command)
+        assert shown.returncode == 0, shown.stderr
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", shown.stdout)
+    listed = [line[:-6].rstrip() for line in reunite("status", path).stdout.splitlines()[-5:]]
+    assert listed == [ODD, r"two\nlines", r"red\x1b[31m", "Käse  1", r"right\u202eleft"]
+    found = json.loads(reunite("status", path, "--json").stdout)
+    assert [table["name"] for table in found["tables"]] == names
+
+
+def test_a_reader_that_leaves_early_ends_it_without_a_traceback(
+    reunite: Command, music: Path
+) -> None:
+    reunite("track", music, "artist")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing) as pipe:
+        done = subprocess.run(
+            [REUNITE, "status", music], stdout=pipe, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+# Sync
+
+
+def test_a_file_syncs_once_and_a_new_one_gets_all_its_tables(
+    reunite: Command, music: Path, relay_url: str, tmp_path: Path
+) -> None:
+    reunite("track", music, "--all")
+    sent = reunite("sync", music, relay_url, "--once")
+    assert (sent.returncode, sent.stderr) == (0, "")
+    assert sent.stdout == f"{music}: 0 rows received, 0 changesets pending\n"
+    came = reunite("sync", "new.db", relay_url, "--once", "--json")
+    assert came.returncode == 0, came.stderr
+    assert json.loads(came.stdout) == {
+        "file": "new.db",
+        "received": 2,
+        "pending": 0,
+        "rejected": [],
+        "left_alone": [],
+    }
+    artists = "SELECT id, name FROM artist ORDER BY id"
+    assert query(tmp_path / "new.db", artists) == query(music, artists)
+    assert reunite("verify", "new.db").returncode == 0
+    assert json.loads(reunite("status", "new.db", "--json").stdout)["last_sync"]
+
+
+def test_a_rejection_is_one_line_on_stderr_and_in_the_json(
+    reunite: Command, music: Path, relay_url: str, tmp_path: Path
+) -> None:
+    reunite("track", music, "artist")
+    reunite("sync", music, relay_url, "--once")
+    for name in ("b.db", "c.db"):
+        reunite("sync", name, relay_url, "--once")
+    for key, name in ((8, "music.db"), (9, "b.db"), (10, "c.db")):
+        query(tmp_path / name, f"INSERT INTO artist VALUES ({key}, 'the same name')")
+    assert reunite("sync", music, relay_url, "--once").stderr == ""
+    refused = reunite("sync", "b.db", relay_url, "--once")
+    assert refused.returncode == 0
+    assert len(refused.stderr.splitlines()) == 1
+    assert "rejected (constraint): artist 9: " in refused.stderr
+    assert "1 rejected" in refused.stdout
+    found = json.loads(reunite("sync", "c.db", relay_url, "--once", "--json").stdout)
+    (rejection,) = found["rejected"]
+    assert rejection["reason"] == "constraint"
+    assert rejection["rows"] == [["artist", 10]]
+    assert json.loads(reunite("status", "b.db", "--json").stdout)["rejected"] == 1
+
+
+def test_two_different_files_are_not_mixed_until_someone_decides(
+    reunite: Command, music: Path, relay_url: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.db"
+    other.write_bytes(music.read_bytes())
+    query(other, "UPDATE artist SET name = 'Someone else' WHERE id = 1")
+    for path in (music, other):
+        reunite("track", path, "artist")
+    reunite("sync", music, relay_url, "--once")
+    failed(reunite("sync", other, relay_url, "--once"), 1, "artist: 1", "--adopt theirs")
+    assert query(other, "SELECT name FROM artist WHERE id = 1") == [("Someone else",)]
+    settled = reunite("sync", other, relay_url, "--once", "--adopt", "ours")
+    assert settled.returncode == 0
+    reunite("sync", music, relay_url, "--once")
+    assert query(music, "SELECT name FROM artist WHERE id = 1") == [("Someone else",)]
+
+
+def test_a_table_that_is_not_tracked_is_left_alone_and_named(
+    reunite: Command, music: Path, relay_url: str, tmp_path: Path
+) -> None:
+    reunite("track", music, "artist")
+    reunite("sync", music, relay_url, "--once")
+    query(tmp_path / "own.db", "CREATE TABLE artist (mine)")
+    synced = reunite("sync", "own.db", relay_url, "--once")
+    assert synced.returncode == 0
+    assert "'artist' is not tracked here and was left alone" in synced.stderr
+    found = json.loads(reunite("sync", "own.db", relay_url, "--once", "--json").stdout)
+    assert found["left_alone"] == ["artist"]
+    assert query(tmp_path / "own.db", "SELECT * FROM artist") == []
+
+
+def test_a_relay_that_cannot_be_reached_is_given_up_in_time(reunite: Command, music: Path) -> None:
+    reunite("track", music, "artist")
+    gone = reunite("sync", music, NO_RELAY, "--once", "--timeout", "0.5")
+    failed(gone, 1, f"no connection to {NO_RELAY}", "--timeout")
+    assert json.loads(reunite("status", music, "--json").stdout)["pending"] == 1
+
+
+def test_ctrl_c_ends_a_sync_with_its_status(music: Path, reunite: Command, relay_url: str) -> None:
+    reunite("track", music, "artist")
+    with started("sync", music, relay_url) as process:
+        assert process.stdout is not None
+        assert "0 changesets pending" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=SECONDS_MAX)
+    assert process.returncode == 128 + signal.SIGINT
+    assert out == f"{music}: 0 rows received, 0 changesets pending\n"
+    assert "Traceback" not in err
+
+
+# The relay
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_relay_brings_its_postgres_and_takes_it_down_when_told(
+    reunite: Command, music: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    data = tmp_path / "relay data"
+    reunite("track", music, "artist")
+    with started("relay", "--data", data, "--port", 0) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().split(maxsplit=1) for _ in range(3)]
+        shown = {name: value.strip() for name, value in lines}
+        assert shown["data"] == str(data)
+        assert shown["postgres"].startswith("postgresql://")
+        # It listens by now, and makes tables on its own Postgres without being asked.
+        assert reunite("sync", music, shown["url"], "--once").returncode == 0
+        second = reunite("relay", "--data", data, "--port", shown["url"].split(":")[2][:-5])
+        failed(second, 1, "cannot listen", "--port")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=SECONDS_MAX)
+    assert (process.returncode, err) == (0, "")
+    assert not (data / "cluster" / "postmaster.pid").exists()
+
+
+def test_tables_are_made_on_a_given_postgres_only_when_asked(
+    reunite: Command, music: Path, postgres_url: str
+) -> None:
+    reunite("track", music, "artist")
+    with started("relay", "--postgres", postgres_url, "--port", 0, "--json") as process:
+        assert process.stdout is not None
+        announced = json.loads(process.stdout.readline())
+        assert announced.keys() == {"url", "postgres"}
+        assert announced["postgres"] == postgres_url
+        failed(reunite("sync", music, announced["url"], "--once"), 1, "artist")
+
+
+def test_a_postgres_that_does_not_answer_is_an_error(reunite: Command) -> None:
+    failed(reunite("relay", "--postgres", "postgresql://127.0.0.1:1/x", "--port", 0), 1, "Postgres")
+
+
+def test_a_password_is_not_printed() -> None:
+    url = "postgresql://me:s3cret@[::1]:5432/app?sslmode=require&password=s3cret"
+    assert without_password(url) == (
+        "postgresql://me:***@[::1]:5432/app?sslmode=require&password=***"
+    )
+    assert without_password("postgresql://host/app") == "postgresql://host/app"
+
+
+def test_the_data_folder_follows_the_users_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_data() == tmp_path / "reunite-data"
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_data() == tmp_path / ".local/share/reunite-data"
