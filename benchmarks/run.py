@@ -23,6 +23,7 @@ import asyncpg
 import msgpack
 
 from reunite import Database
+from reunite.cells.register import Value
 from reunite.clock import NEVER, stamp
 from reunite.document import Document, decode, encode, merge
 from reunite_transport import Sync
@@ -74,7 +75,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 def documents() -> Iterator[Figure]:
     """Bytes and microseconds of one six-column row."""
-    row = [12345, "For Those About To Rock", 1, 343719, "Angus Young", 0.99]
+    row: list[Value] = [12345, "For Those About To Rock", 1, 343719, "Angus Young", 0.99]
     first, second = (stamp(1_790_000_000_000 + i << 16, 1 << 62) for i in (0, 1))
     full = Document(first, first, NEVER, {i + 1 << 3: (first, v) for i, v in enumerate(row)})
     delta = Document(NEVER, second, NEVER, {8: (second, 54321)})

@@ -18,12 +18,12 @@ from reunite.cells.register import same
 from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
 from reunite.document import Document, decode, encode
 from reunite.errors import AdoptionConflict, TableError
-from reunite.fold import fold
-from reunite.inbox import visible_of
+from reunite.fold import Shape, fold
+from reunite.inbox import made_visible
 from reunite.keys import stored_key
 from reunite.payload import Entry, Kind, RowRef
 from reunite.rejected import record_entry
-from reunite.schema import OWN_PREFIX, Table, quoted, read_table
+from reunite.schema import OWN_PREFIX, Table, ascii_lower, quoted, read_table
 from reunite.state import State
 from reunite.types import fitting_type, key_type
 
@@ -36,7 +36,8 @@ def track(state: State, name: str) -> bool:
         raise TableError(name, "is internal bookkeeping and is never synced")
     table = read_table(state.conn, name)
     known = next(
-        (t for t in state.tables.values() if t.table.name.casefold() == table.name.casefold()), None
+        (t for t in state.tables.values() if ascii_lower(t.table.name) == ascii_lower(table.name)),
+        None,
     )
     if known is not None and known.tracked:
         return False
@@ -119,7 +120,7 @@ def reconcile(state: State, choice: Choice | None) -> None:
                 continue
             base, ours = decode(row.base), decode(entry.document)
             stale[entry.row] = row
-            if _same_origin(base, ours):
+            if _same_origin(state.shapes[entry.row.table], base, ours):
                 continue
             tracked = state.tables[entry.row.table]
             if choice is None:
@@ -147,31 +148,26 @@ def reconcile(state: State, choice: Choice | None) -> None:
     if counts:
         raise AdoptionConflict(counts)
     state.conn.execute("UPDATE _reunite_changesets SET adopting = 0")
+    if choice == "ours":
+        # What was done since the table was tracked comes after its rows, which are edits of now.
+        stale |= lines_of(state.conn, outbox.restamp(state) - stale.keys())
     rebuild(state, stale)
 
 
 def rebuild(state: State, rows: Mapping[RowRef, Row]) -> None:
     """Make these rows visible anew, base joined with pending, and write their tables."""
-    visible = visible_of(state, dict(rows))
-    fresh = {}
-    for ref, row in rows.items():
-        document = visible.get(ref)
-        if document is None:
-            fresh[ref] = row._replace(visible=None, changeset=None)
-        else:
-            fresh[ref] = row._replace(visible=encode(document))
-    apply_rows(state, fresh)
+    apply_rows(state, made_visible(state, rows))
 
 
-def _same_origin(base: Document, ours: Document) -> bool:
+def _same_origin(shape: Shape, base: Document, ours: Document) -> bool:
     """True when the realm's row can have begun as ours: every column equal or edited since."""
-    return all(
-        key in base.cells
-        and (
-            same(base.cells[key][1], value) or (base.born == FLOOR and base.cells[key][0] != FLOOR)
-        )
-        for key, (_, value) in ours.cells.items()
-    )
+    default_by_key = dict(zip(shape.keys, shape.defaults, strict=True))
+    for key, (_, value) in ours.cells.items():
+        mark, theirs = base.cells.get(key, (FLOOR, default_by_key.get(key)))
+        edited_since = base.born == FLOOR and mark != FLOOR
+        if not (edited_since or same(theirs, value)):
+            return False
+    return True
 
 
 def _as_edit(state: State, entry: Entry, base: Document, ours: Document) -> Entry:

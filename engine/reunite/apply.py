@@ -48,6 +48,7 @@ def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = Fal
     tracked here only have their lines saved. With `may_wait` raises PendingCollision, with nothing
     to keep; without it a row that collides with a pending one is blocked.
     """
+    assert not last_captured(state.conn), "writes of others would be taken for the apply's own"
     lines = {**_blocked(state.conn), **rows}
     documents = {
         ref: decode(data) if (data := row.document) else EMPTY for ref, row in lines.items()
@@ -281,8 +282,9 @@ def _fitting(
             _attempt(conn, [(writer.delete, [values[:count]])])
         return [values for values in puts if _attempt(conn, [(writer.insert, [values])]) is None]
     finally:
-        conn.execute("ROLLBACK TO reunite_fitting")
-        conn.execute("RELEASE reunite_fitting")
+        if conn.in_transaction:
+            conn.execute("ROLLBACK TO reunite_fitting")
+            conn.execute("RELEASE reunite_fitting")
 
 
 def _attempt(

@@ -4,6 +4,7 @@ Everything is prefixed `_reunite_`, but for the two that are made for the app to
 `reunite_rows` (the sync state of each row) and `reunite_rejected` (what could not be synced).
 """
 
+import dataclasses
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,11 +36,12 @@ _DDL: Final = (
     # Marked rows are retried and counted; there are few.
     """CREATE INDEX _reunite_rows_marked ON _reunite_rows (mark) WHERE mark IS NOT NULL""",
     # The outbox, in order of id. number: given at the first send, the payload is frozen from then
-    # on. seq: the relay has it, and it goes when the cursor reaches that commit.
+    # on. seq: the relay has it, and it goes when the cursor reaches that commit. An id is never
+    # used again, as it marks how far a caller wants the outbox to be resolved.
     """CREATE TABLE _reunite_changesets (
-        id INTEGER PRIMARY KEY, number INTEGER, nonce BLOB NOT NULL, loose INTEGER NOT NULL,
-        adopting INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, seq INTEGER,
-        rows INTEGER NOT NULL, payload BLOB NOT NULL)""",
+        id INTEGER PRIMARY KEY AUTOINCREMENT, number INTEGER, nonce BLOB NOT NULL,
+        loose INTEGER NOT NULL, adopting INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+        seq INTEGER, rows INTEGER NOT NULL, payload BLOB NOT NULL)""",
     # What has arrived but must not show before its snapshot is whole.
     """CREATE TABLE _reunite_inbox (
         id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, message BLOB NOT NULL)""",
@@ -88,6 +90,9 @@ class Meta:
     # SQLite's own schema counter when the tables were last looked at.
     schema_version: int = -1
     last_sync_ms: int | None = None
+
+
+_META_NAMES: Final = tuple(field.name for field in dataclasses.fields(Meta))
 
 
 class Row(NamedTuple):
@@ -139,21 +144,26 @@ def prepare(conn: sqlite3.Connection, new_replica: Callable[[], int]) -> None:
         for statement in _DDL:
             conn.execute(statement)
         save_meta(conn, Meta(replica=new_replica()))
-    found = load_meta(conn).format
-    if found != FILE_FORMAT:
-        raise FileError(f"this file was written in format {found}, which is newer; upgrade reunite")
+    load_meta(conn)
 
 
 def load_meta(conn: sqlite3.Connection) -> Meta:
-    """The replica's facts."""
-    return Meta(**dict(conn.execute("SELECT name, value FROM _reunite_meta").fetchall()))
+    """The replica's facts. Raises FileError for a file of a newer format."""
+    facts = dict(conn.execute("SELECT name, value FROM _reunite_meta").fetchall())
+    if facts.get("format") != FILE_FORMAT:
+        raise FileError(
+            f"this file was written in format {facts.get('format')}, and this reunite knows"
+            f" {FILE_FORMAT}; upgrade reunite"
+        )
+    # A fact of a later release that kept the format is its own business.
+    return Meta(**{name: facts[name] for name in _META_NAMES if name in facts})
 
 
 def save_meta(conn: sqlite3.Connection, meta: Meta, *names: str) -> None:
     """Write the named facts, or all of them."""
     conn.executemany(
         "INSERT OR REPLACE INTO _reunite_meta (name, value) VALUES (?, ?)",
-        [(name, getattr(meta, name)) for name in names or Meta.__slots__],
+        [(name, getattr(meta, name)) for name in names or _META_NAMES],
     )
 
 

@@ -8,6 +8,7 @@ because what it writes was checked by the relay.
 
 import asyncio
 import os
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -28,6 +29,8 @@ Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
 
 # How long to wait for another program's write lock before giving up, in milliseconds.
 BUSY_TIMEOUT_MS = 10_000
+# A statement's first word, after any comments.
+_FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(\w+)", re.DOTALL)
 # The engine checkpoints when other connections have left this much in the WAL.
 WAL_BYTES_GOAL = 4 << 20
 
@@ -183,12 +186,13 @@ class Database:
         """
         async with self._writing():
             conn = self._writer.conn
-            await self._writer.run(self._begin, conn)
             tx = Transaction(self._writer)
             try:
+                await self._writer.run(self._begin, conn)
                 yield tx
                 await self._writer.run(self._commit, conn)
             except BaseException:
+                # A task that is cancelled while its BEGIN runs has begun all the same.
                 await self._writer.run(_rollback, conn)
                 raise
             finally:
@@ -338,4 +342,5 @@ def _checkpoint(conn: sqlite3.Connection) -> None:
 
 def _runs_alone(sql: str) -> bool:
     """True for statements that SQLite refuses inside a transaction."""
-    return sql.lstrip().partition(" ")[0].upper() in ("PRAGMA", "VACUUM", "ATTACH", "DETACH")
+    first = _FIRST_WORD.match(sql)
+    return first is not None and first[1].upper() in ("PRAGMA", "VACUUM", "ATTACH", "DETACH")

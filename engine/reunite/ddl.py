@@ -6,7 +6,7 @@ WITHOUT ROWID) are what has to survive, and a SQL toolkit would translate them.
 
 from collections.abc import Collection, Iterable
 
-from reunite.schema import Column, ForeignKey, Table, quoted
+from reunite.schema import Column, ForeignKey, Table, ascii_lower, quoted
 
 
 def create_statements(table: Table, taken: Collection[str] = ()) -> list[str]:
@@ -30,7 +30,7 @@ def create_statements(table: Table, taken: Collection[str] = ()) -> list[str]:
     statements = [f"CREATE TABLE {quoted(table.name)} (\n    {body}\n) {options}".rstrip()]
     for index in table.indexes:
         if index not in own:
-            free = index.name.casefold() not in taken
+            free = ascii_lower(index.name) not in taken
             name = index.name if free else f"{table.name}_{index.name}"
             unique = "UNIQUE " if index.unique else ""
             statements.append(

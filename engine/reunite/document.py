@@ -191,7 +191,10 @@ _CLASSES: Final = frozenset({type(None), int, float, str, bytes})
 _VALUES_FROM: Final = 24
 # Rows of one table share their key list, so a list is checked once; bounded, as a peer feeds it.
 _KNOWN_KEYS_MAX: Final = 4_096
+_KNOWN_KEYS_LENGTH_MAX: Final = 100
 _known_keys: dict[object, tuple[int, ...]] = {}
+# What the relay stated and what is pending here can each be of the largest size.
+_JOIN_BYTES_MAX: Final = 2 * DOCUMENT_BYTES_MAX
 # Nested empty arrays cost a peer one byte and us 56; up to this size that does not matter.
 _PLAIN_BYTES_MAX: Final = 64 << 10
 
@@ -206,9 +209,10 @@ def _ascending_keys(keys: object) -> tuple[int, ...]:
         if type(key) is not int or key <= previous or key & 7 or key >> 3 > COLUMN_ID_MAX:
             raise FormatError(f"a document has a cell of an unknown kind or column: {key!r}")
         previous = key
-    if len(_known_keys) >= _KNOWN_KEYS_MAX:
-        _known_keys.clear()
-    _known_keys[keys] = keys
+    if len(keys) <= _KNOWN_KEYS_LENGTH_MAX:
+        if len(_known_keys) >= _KNOWN_KEYS_MAX:
+            _known_keys.clear()
+        _known_keys[keys] = keys
     return keys
 
 
@@ -223,8 +227,8 @@ def _ascending_stamps(packed: bytes) -> tuple[bytes, ...]:
 
 def _refuse_nesting(data: bytes) -> None:
     """Refuse arrays in arrays, maps and long arrays before memory is given to them."""
-    if len(data) > DOCUMENT_BYTES_MAX:
-        raise FormatError(f"a document of {len(data)} bytes is over {DOCUMENT_BYTES_MAX}")
+    if len(data) > _JOIN_BYTES_MAX:
+        raise FormatError(f"a document of {len(data)} bytes is over {_JOIN_BYTES_MAX}")
     unpacker = msgpack.Unpacker(max_buffer_size=len(data))
     unpacker.feed(data)
     try:

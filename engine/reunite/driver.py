@@ -35,7 +35,8 @@ class ThreadDriver:
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], name: str) -> None:
         self._connect = connect
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._name = name
+        self._thread: ThreadPoolExecutor | None = None
         self._conn: sqlite3.Connection | None = None
 
     @property
@@ -45,7 +46,8 @@ class ThreadDriver:
         return self._conn
 
     async def open(self) -> None:
-        """Connect, on the thread."""
+        """Start the thread and connect there."""
+        thread = self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self._name)
 
         def connect() -> None:
             self._conn = self._connect()
@@ -53,16 +55,21 @@ class ThreadDriver:
         try:
             await self.run(connect)
         except BaseException:
-            self._thread.shutdown(wait=False)
+            thread.shutdown(wait=False)
+            self._thread = None
             raise
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Run a function on the thread, after those before it, and return what it returns."""
+        assert self._thread is not None, "the driver is not open"
         loop = asyncio.get_running_loop()
         return await asyncio.shield(loop.run_in_executor(self._thread, function, *args))
 
     async def close(self, last: Callable[[sqlite3.Connection], None] | None = None) -> None:
-        """Finish what was begun, run `last`, and disconnect."""
+        """Finish what was begun, run `last`, and disconnect. A driver that is not open is left."""
+        thread = self._thread
+        if thread is None:
+            return
 
         def disconnect() -> None:
             if self._conn is not None:
@@ -76,4 +83,5 @@ class ThreadDriver:
         try:
             await self.run(disconnect)
         finally:
-            self._thread.shutdown(wait=False)
+            thread.shutdown(wait=False)
+            self._thread = None

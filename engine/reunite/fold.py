@@ -37,7 +37,7 @@ from reunite.document import (
 from reunite.keys import key_problem, key_values, stored_key
 from reunite.payload import ABSENT, Entry, Kind, RowRef, pack_image, unpack_image
 from reunite.rejected import forget_local, record_local
-from reunite.schema import Table, default_value
+from reunite.schema import Table, ascii_lower, default_value
 
 
 class Parent(NamedTuple):
@@ -82,7 +82,7 @@ class Folded(NamedTuple):
 
 def shapes_of(conn: sqlite3.Connection, tables: Mapping[int, Tracked]) -> dict[int, Shape]:
     """The shapes of the tracked tables by their id."""
-    by_name = {t.table.name.casefold(): t for t in tables.values() if t.tracked}
+    by_name = {ascii_lower(t.table.name): t for t in tables.values() if t.tracked}
     return {
         tracked.id: Shape(
             tracked,
@@ -99,14 +99,14 @@ def shapes_of(conn: sqlite3.Connection, tables: Mapping[int, Tracked]) -> dict[i
 
 def _parents(table: Table, by_name: Mapping[str, Tracked]) -> Iterator[Parent]:
     for foreign_key in table.foreign_keys:
-        parent = by_name.get(foreign_key.parent.casefold())
+        parent = by_name.get(ascii_lower(foreign_key.parent))
         if parent is None or foreign_key.on_delete in ("NO ACTION", "RESTRICT"):
             continue
         places = {
-            theirs.casefold(): own
+            ascii_lower(theirs): own
             for own, theirs in zip(foreign_key.columns, foreign_key.parent_columns, strict=True)
         }
-        names = [places.get(column.name.casefold()) for column in parent.table.key]
+        names = [places.get(ascii_lower(column.name)) for column in parent.table.key]
         columns = [table.column(name) for name in names if name is not None]
         if len(columns) == len(places) == len(parent.table.key):
             yield Parent(
@@ -136,7 +136,7 @@ def fold(
     its own last capture. With `adopting`, rows are taken at the floor, as they came with their
     table. Lines of `_reunite_rows` are written; the caller saves the changeset.
     """
-    entries: list[Entry] = []
+    windows: list[list[Entry]] = []
     causes: dict[RowRef, Sequence[Cause]] = {}
     for table in captured_tables(conn, 0, last_captured(conn)):
         if table in shapes and shapes[table].hidden_collisions:
@@ -146,10 +146,12 @@ def fold(
     # From the end, so that a row which is in two windows carries the time of its last capture.
     while until > 0:
         after = max(until - WINDOW, 0)
+        window: list[Entry] = []
+        windows.append(window)
         for table in captured_tables(conn, after, until):
             shape = shapes.get(table)
             if shape is not None:
-                entries += _fold_table(
+                window += _fold_table(
                     conn,
                     shape,
                     meta,
@@ -164,6 +166,7 @@ def fold(
         until = after
     if last:
         clear(conn, 0, last)
+    entries = [entry for window in reversed(windows) for entry in window]
     return _derived(entries, causes) if causes else entries
 
 
@@ -199,7 +202,8 @@ def _fold_table(
             assert values is not None
             problem, rejected = "its text is not valid UTF-8", values
         else:
-            if folded and folded.entry and len(folded.entry.document) > DOCUMENT_BYTES_MAX:
+            # The whole row, not just the edit: the relay keeps it as one document.
+            if folded and folded.entry and _size(folded) > DOCUMENT_BYTES_MAX:
                 problem, rejected = f"the row is over {DOCUMENT_BYTES_MAX} bytes", ()
         if problem:
             record_local(conn, shape.tracked, key_parts, [rejected], now_ms, problem)
@@ -222,6 +226,12 @@ def _fold_table(
     save_rows(conn, lines)
     forget_rows(conn, gone)
     return entries
+
+
+def _size(folded: Folded) -> int:
+    assert folded.entry is not None
+    visible = folded.row.visible if folded.row else None
+    return max(len(folded.entry.document), len(visible or b""))
 
 
 def fold_row(

@@ -10,12 +10,12 @@ base; a changeset acknowledged in a live commit joins it as pushed; one that was
 the client was away is dropped, joining nothing, when the cursor reaches its commit.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from reunite import outbox
 from reunite.apply import PendingCollision, apply_rows
 from reunite.bookkeeping import Row, lines_of, save_rows
-from reunite.document import EMPTY, Document, decode, encode, merge
+from reunite.document import EMPTY, decode, encode, merge
 from reunite.errors import FormatError
 from reunite.keys import stored_key, unpack_key
 from reunite.payload import RowRef, Statement, pack_statement, unpack_statement
@@ -84,13 +84,26 @@ def forget_waiting(state: State) -> None:
         state.save("load_seq", "load_within")
 
 
+def forget_numbers(state: State) -> None:
+    """Let waiting commits acknowledge nothing: the replica's numbers begin anew, and what these
+    meant is known by its commit."""
+    waiting = state.conn.execute("SELECT id, message FROM _reunite_inbox").fetchall()
+    for number, message in waiting:
+        statement = unpack_statement(message)
+        if statement.acknowledged:
+            state.conn.execute(
+                "UPDATE _reunite_inbox SET message = ? WHERE id = ?",
+                (pack_statement(statement._replace(acknowledged=())), number),
+            )
+
+
 def drop_reached(state: State) -> None:
     """Drop committed changesets whose commit the cursor has reached already."""
     lines = _Lines(state)
     _drop_reached(state, lines, state.meta.seq)
     changed = lines.changed()
-    apply_rows(state, changed)
     lines.save_unchanged(changed)
+    apply_rows(state, changed)
 
 
 def outbox_adopts(state: State) -> bool:
@@ -158,6 +171,10 @@ class _Lines:
     def __setitem__(self, ref: RowRef, row: Row) -> None:
         self._now[ref] = row
 
+    def update(self, rows: Mapping[RowRef, Row]) -> None:
+        """Replace lines that are loaded."""
+        self._now.update(rows)
+
     def changed(self) -> dict[RowRef, Row]:
         """The lines whose visible document became another: their tables have to be written."""
         return {
@@ -214,22 +231,27 @@ def _drop_reached(state: State, lines: _Lines, seq: int) -> None:
                 lines[ref] = row._replace(changeset=None, visible=None)
             else:
                 again.append(ref)
-        for ref, document in visible_of(state, {ref: lines[ref] for ref in again}).items():
-            lines[ref] = lines[ref]._replace(visible=encode(document))
+        lines.update(made_visible(state, {ref: lines[ref] for ref in again}))
 
 
-def visible_of(state: State, rows: dict[RowRef, Row]) -> dict[RowRef, Document]:
-    """Base joined with all pending entries, made anew, of the rows that have any pending."""
+def made_visible(state: State, rows: Mapping[RowRef, Row]) -> dict[RowRef, Row]:
+    """The lines with their visible document made anew: base joined with what is pending, and with
+    what is committed but has not arrived."""
     if not rows:
         return {}
     visible = {ref: decode(row.base) if row.base else EMPTY for ref, row in rows.items()}
-    touched = set()
-    for changeset in outbox.pending(state.conn):
+    last: dict[RowRef, int] = {}
+    for changeset in outbox.everything(state.conn):
         for entry in changeset.entries():
             if entry.row in visible:
                 visible[entry.row] = merge(visible[entry.row], decode(entry.document))
-                touched.add(entry.row)
-    return {ref: visible[ref] for ref in touched}
+                last[entry.row] = changeset.id
+    return {
+        ref: row._replace(
+            visible=encode(visible[ref]) if ref in last else None, changeset=last.get(ref)
+        )
+        for ref, row in rows.items()
+    }
 
 
 def retry_blocked(state: State) -> None:

@@ -12,6 +12,7 @@ from reunite.bookkeeping import CHANGESET_ID_STEP, lines_of, save_rows
 from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
 from reunite.document import Document, decode, encode
 from reunite.payload import Entry, Kind, RowRef, pack_entries, unpack_entries
+from reunite.schema import ascii_lower, parents_first
 from reunite.state import State
 
 # A loose changeset may be split anywhere, so it is kept small enough that one bad row holds up
@@ -41,9 +42,14 @@ _COLUMNS: Final = "id, number, nonce, loose, adopting, attempts, seq, payload"
 
 
 def next_id(conn: sqlite3.Connection) -> int:
-    """The id for a changeset after all others."""
-    last: int | None = conn.execute("SELECT max(id) FROM _reunite_changesets").fetchone()[0]
-    return (last or 0) + CHANGESET_ID_STEP
+    """The id for a changeset after all others, those that are gone among them."""
+    # Both: the sequence remembers what is gone, and a script that resets all sequences may have
+    # forgotten what is there.
+    last: int = conn.execute(
+        "SELECT max(coalesce((SELECT max(id) FROM _reunite_changesets), 0), coalesce("
+        "(SELECT max(seq) FROM sqlite_sequence WHERE name = '_reunite_changesets'), 0))"
+    ).fetchone()[0]
+    return last + CHANGESET_ID_STEP
 
 
 def add(
@@ -53,11 +59,28 @@ def add(
     the last, where a large loose one becomes several in the room before it."""
     if not entries:
         return
-    parts = list(_parts(entries)) if loose else [list(entries)]
+    parts = list(_parts(in_dependency_order(state, entries))) if loose else [list(entries)]
     room = CHANGESET_ID_STEP // len(parts)
     for index, part in enumerate(parts, start=1):
         number = changeset - (len(parts) - index) * room
         insert(state, number, part, loose=loose, adopting=adopting)
+        if len(parts) > 1:
+            point_lines_at(state, number, [entry.row for entry in part])
+
+
+def in_dependency_order(state: State, entries: Sequence[Entry]) -> list[Entry]:
+    """The order in which entries can be committed one by one: parents before their children, and
+    deletes last, children before their parents."""
+    ordered = parents_first([tracked.table for tracked in state.tables.values()])
+    place_by_name = {ascii_lower(table.name): place for place, table in enumerate(ordered)}
+    place_by_id = {t.id: place_by_name[ascii_lower(t.table.name)] for t in state.tables.values()}
+
+    def place(entry: Entry) -> tuple[bool, int]:
+        table = place_by_id[entry.row.table]
+        gone = entry.kind == Kind.PARTIAL and decode(entry.document).deleted != NEVER
+        return gone, -table if gone else table
+
+    return sorted(entries, key=place)
 
 
 def insert(
@@ -89,6 +112,14 @@ def pending(conn: sqlite3.Connection) -> Iterator[Changeset]:
     """All changesets that the relay is not known to have, in order."""
     for fields in conn.execute(
         f"SELECT {_COLUMNS} FROM _reunite_changesets WHERE seq IS NULL ORDER BY id"
+    ).fetchall():
+        yield _changeset(fields)
+
+
+def everything(conn: sqlite3.Connection) -> Iterator[Changeset]:
+    """All changesets, in order: pending ones and those whose commit has not been reached."""
+    for fields in conn.execute(
+        f"SELECT {_COLUMNS} FROM _reunite_changesets ORDER BY id"
     ).fetchall():
         yield _changeset(fields)
 
@@ -194,7 +225,9 @@ def restamp(state: State) -> set[RowRef]:
         fresh = []
         for entry in entries:
             floor = chain.get(entry.row, 0)
-            time = edit_time(entry.recorded_ms, state.meta.offset_ms, max(entry.seen, floor))
+            # A clock that was ahead and was put right recorded a time that is still to come.
+            recorded_ms = min(entry.recorded_ms, state.now_ms)
+            time = edit_time(recorded_ms, state.meta.offset_ms, max(entry.seen, floor))
             document = decode(entry.document)
             if changeset.number is not None or entry.kind == Kind.ADOPTED:
                 chain[entry.row] = max(floor, time_of(document.latest()))

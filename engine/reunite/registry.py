@@ -6,35 +6,39 @@ lacks are created from their description; where an untracked table of the name e
 alone, and the realm's rows are kept as documents until it is tracked.
 """
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 
 from reunite import outbox
 from reunite.adopt import match_ids
-from reunite.bookkeeping import Row, Tracked, save_rows, save_table
+from reunite.apply import apply_rows
+from reunite.bookkeeping import Row, Tracked, lines_of, save_rows, save_table
 from reunite.capture import install
 from reunite.ddl import create_statements
-from reunite.document import Document, cell_key, decode, encode
+from reunite.document import Document, cell_key, decode, encode, merge
 from reunite.payload import ABSENT, RowRef, pack_image, unpack_image
-from reunite.schema import PROVISIONAL_ID, Table, parents_first
+from reunite.schema import PROVISIONAL_ID, Table, ascii_lower, parents_first
 from reunite.state import State
 
 
 def take_registry(state: State, tables: Sequence[Table]) -> None:
     """Take over the relay's registry: number what is here by it, create what is not here."""
-    by_name = {t.table.name.casefold(): t for t in state.tables.values()}
+    by_name = {ascii_lower(t.table.name): t for t in state.tables.values()}
     by_registry = state.by_registry()
     changed = False
+    joined: set[RowRef] = set()
     for table in parents_first(tables):
-        known = by_registry.get(table.id) or by_name.get(table.name.casefold())
+        known = by_registry.get(table.id) or by_name.get(ascii_lower(table.name))
         if known is None:
             _create(state, table)
             changed = True
         elif known.remote != table:
-            _renumber(state, known, table)
+            joined |= _renumber(state, known, table)
             changed = True
     if changed:
         state.tables_changed()
+    apply_rows(state, lines_of(state.conn, joined))
 
 
 def undescribed(state: State) -> list[Table]:
@@ -66,21 +70,34 @@ def _create(state: State, table: Table) -> None:
         tracked = Tracked(number, table, False, table)
     else:
         taken = {
-            name.casefold()
+            ascii_lower(name)
             for (name,) in state.conn.execute("SELECT name FROM sqlite_master").fetchall()
         }
-        for statement in create_statements(table, taken):
-            state.conn.execute(statement)
-        sql = state.conn.execute(
+        tracked = Tracked(number, table, True, table)
+        state.conn.execute("SAVEPOINT reunite_create")
+        try:
+            for statement in create_statements(table, taken):
+                state.conn.execute(statement)
+        except sqlite3.OperationalError:
+            # This SQLite cannot have the table (a newer one could): its rows are kept as documents,
+            # and it is listed among those left alone.
+            state.conn.execute("ROLLBACK TO reunite_create")
+            tracked = Tracked(number, table, False, table)
+        finally:
+            state.conn.execute("RELEASE reunite_create")
+    if not exists and tracked.tracked:
+        (sql,) = state.conn.execute(
             "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,)
-        ).fetchone()[0]
-        tracked = Tracked(number, table, True, table, sql)
+        ).fetchone()
+        tracked = replace(tracked, sql=sql)
         install(state.conn, tracked)
     save_table(state.conn, tracked)
     state.tables = {**state.tables, number: tracked}
 
 
-def _renumber(state: State, known: Tracked, remote: Table) -> None:
+def _renumber(state: State, known: Tracked, remote: Table) -> set[RowRef]:
+    """Number a table by the registry. Returns the rows whose documents had cells under a number
+    that a column of ours has only now: the table does not show them yet."""
     numbered = {column.id for column in known.remote.columns} if known.remote else set()
     # A column that was renamed here keeps its number, and so does a provisional one that the
     # registry still lacks.
@@ -98,19 +115,23 @@ def _renumber(state: State, known: Tracked, remote: Table) -> None:
     }
     save_table(state.conn, replace(known, table=table, remote=remote))
     moved = {cell_key(old): cell_key(new) for old, new in ids.items() if old != new}
-    if moved:
-        _rekey_rows(state, known.id, moved)
-        _rekey_outbox(state, known.id, moved)
+    if not moved:
+        return set()
+    _rekey_outbox(state, known.id, moved)
+    return _rekey_rows(state, known.id, moved)
 
 
 def _rekeyed(document: Document, moved: dict[int, int]) -> Document:
-    return document._replace(
-        cells={moved.get(key, key): cell for key, cell in document.cells.items()}
-    )
+    stays = {key: cell for key, cell in document.cells.items() if key not in moved}
+    goes = {moved[key]: cell for key, cell in document.cells.items() if key in moved}
+    # Cells of one column that came under both numbers are of one column.
+    return merge(document._replace(cells=stays), document._replace(cells=goes))
 
 
-def _rekey_rows(state: State, table: int, moved: dict[int, int]) -> None:
+def _rekey_rows(state: State, table: int, moved: dict[int, int]) -> set[RowRef]:
     lines = []
+    joined = set()
+    kept_before = set(moved.values()) - moved.keys()
     for key, base, visible, image, *rest in state.conn.execute(
         "SELECT key, base, visible, image, changeset, alive, mark FROM _reunite_rows WHERE tbl = ?",
         (table,),
@@ -126,7 +147,11 @@ def _rekey_rows(state: State, table: int, moved: dict[int, int]) -> None:
             *rest,
         )
         lines.append((RowRef(table, key), row))
+        for data in (base, visible):
+            if data and not kept_before.isdisjoint(decode(data).cells):
+                joined.add(RowRef(table, key))
     save_rows(state.conn, lines)
+    return joined
 
 
 def _rekey_outbox(state: State, table: int, moved: dict[int, int]) -> None:

@@ -112,8 +112,8 @@ class Replica:
     @contextmanager
     def reading(self) -> Iterator[State]:
         """The replica's state in a read transaction, which waits for nobody."""
-        self.conn.execute("BEGIN")
         try:
+            self.conn.execute("BEGIN")
             yield self._cache.load(self.conn, self._chance, self._clock())
         finally:
             if self.conn.in_transaction:
@@ -121,11 +121,13 @@ class Replica:
 
     def begin(self, conn: sqlite3.Connection) -> State:
         """Begin a transaction on this or another connection of the same file."""
-        conn.execute("BEGIN IMMEDIATE")
         try:
+            # An interrupt can end even this statement after it has begun the transaction.
+            conn.execute("BEGIN IMMEDIATE")
             return self._cache.load(conn, self._chance, self._clock())
         except BaseException:
-            conn.execute("ROLLBACK")
+            if conn.in_transaction:
+                conn.execute("ROLLBACK")
             raise
 
     def commit(self, state: State) -> None:
@@ -274,6 +276,7 @@ class Replica:
         """Take in the relay's answer to the greeting. After a `fork` greet again: the replica has
         a new id. Raises RealmMismatch."""
         with self.transaction() as state:
+            fold_strangers(state)
             meta = state.meta
             if meta.realm is not None and meta.realm != realm:
                 raise RealmMismatch(
@@ -342,6 +345,7 @@ class Replica:
     def know(self, pairs: Sequence[tuple[int, int]]) -> None:
         """These numbers were committed at these seqs while the stream was not live."""
         with self.transaction() as state:
+            fold_strangers(state)
             for number, seq in pairs:
                 changeset = outbox.by_number(state.conn, number)
                 if changeset is not None:

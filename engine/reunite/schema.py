@@ -9,6 +9,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any, Final
 
 from reunite.cells.register import Value
@@ -25,9 +26,10 @@ KEY_COLUMNS_MAX: Final = 16
 # Ids from here on are a file's own numbering for columns that the registry has not numbered yet.
 PROVISIONAL_ID: Final = 1 << 20
 
+_LOWER: Final = str.maketrans(ascii_uppercase, ascii_lowercase)
 ACTIONS: Final = frozenset({"NO ACTION", "RESTRICT", "SET NULL", "SET DEFAULT", "CASCADE"})
 _DECLARED: Final = re.compile(
-    r"[A-Za-z][A-Za-z0-9_ ]{0,60}(\( *[+-]?\d{1,9} *(, *[+-]?\d{1,9} *)?\))?|"
+    r"[A-Za-z][A-Za-z0-9_ ]{0,60}(\( *[+-]?\d{1,9} *(, *[+-]?\d{1,9} *)?\))?|", re.ASCII
 )
 # Words that SQLite takes for something other than a part of a type's name: "INT CHECK (0)" has the
 # form of a type and is a constraint.
@@ -41,7 +43,7 @@ _NO_TYPE_WORDS: Final = frozenset(
 _LITERAL: Final = re.compile(
     r"NULL|TRUE|FALSE|CURRENT_(TIMESTAMP|DATE|TIME)"
     r"|[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|'([^'\0]|'')*'|[xX]'([0-9a-fA-F]{2})*'",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _REFUSED_KEY_TYPES: Final = frozenset({"real", "numeric"})
 OWN_PREFIX: Final = "_reunite_"
@@ -108,8 +110,8 @@ class Table:
 
     def column(self, name: str) -> Column | None:
         """The column of this name, compared as SQLite does, or None."""
-        folded = name.casefold()
-        return next((c for c in self.columns if c.name.casefold() == folded), None)
+        folded = ascii_lower(name)
+        return next((c for c in self.columns if ascii_lower(c.name) == folded), None)
 
     def renumbered(self, ids: dict[str, int]) -> "Table":
         """The same table with column ids by name."""
@@ -119,6 +121,11 @@ class Table:
 def quoted(name: str) -> str:
     """A name as an SQL identifier, whatever is in it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def ascii_lower(name: str) -> str:
+    """The form in which SQLite compares names: letters beyond ASCII keep their case."""
+    return name.translate(_LOWER)
 
 
 def read_table(conn: sqlite3.Connection, name: str) -> Table:
@@ -189,17 +196,17 @@ def table_names(conn: sqlite3.Connection) -> list[str]:
 
 def parents_first(tables: Sequence[Table]) -> list[Table]:
     """Tables so ordered that a table comes after those it refers to, where there is no cycle."""
-    by_name = {table.name.casefold(): table for table in tables}
+    by_name = {ascii_lower(table.name): table for table in tables}
     ordered: dict[str, Table] = {}
     visiting: set[str] = set()
 
     def visit(table: Table) -> None:
-        name = table.name.casefold()
+        name = ascii_lower(table.name)
         if name in ordered or name in visiting:
             return
         visiting.add(name)
         for foreign_key in table.foreign_keys:
-            parent = by_name.get(foreign_key.parent.casefold())
+            parent = by_name.get(ascii_lower(foreign_key.parent))
             if parent is not None:
                 visit(parent)
         ordered[name] = table
@@ -286,7 +293,7 @@ def _refuse_kind(name: str, kind: str, sql: str) -> None:
 
 
 def _is_internal(name: str) -> bool:
-    folded = name.casefold()
+    folded = ascii_lower(name)
     return folded.startswith(("sqlite_", OWN_PREFIX)) or folded in _OWN_NAMES
 
 
@@ -404,7 +411,7 @@ def _check_names(table: Table) -> None:
 
 
 def _check_consistent(table: Table) -> None:
-    names = {column.name.casefold() for column in table.columns}
+    names = {ascii_lower(column.name) for column in table.columns}
     if _is_internal(table.name):
         raise ValueError(f"{table.name!r} is a name of bookkeeping")
     if len(names) != len(table.columns) or not table.key:
@@ -414,7 +421,7 @@ def _check_consistent(table: Table) -> None:
     if [column.key for column in table.key] != list(range(1, len(table.key) + 1)):
         raise ValueError("the key's columns are not numbered from 1")
     for over in (*(f.columns for f in table.foreign_keys), *(i.columns for i in table.indexes)):
-        if not {column.casefold() for column in over} <= names or not over:
+        if not {ascii_lower(column) for column in over} <= names or not over:
             raise ValueError("a constraint names a column that is not there")
     if any(len(f.columns) != len(f.parent_columns) for f in table.foreign_keys):
         raise ValueError("a foreign key's sides differ in length")

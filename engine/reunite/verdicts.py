@@ -15,10 +15,10 @@ from reunite.bookkeeping import CHANGESET_ID_STEP, Row, lines_of, save_rows
 from reunite.clock import FLOOR, NEVER, edit_time, stamp
 from reunite.document import decode, encode, merge
 from reunite.fold import whole
+from reunite.inbox import forget_numbers
 from reunite.outbox import Changeset
 from reunite.payload import Entry, Kind, RowRef
 from reunite.rejected import record_entry
-from reunite.schema import parents_first
 from reunite.state import State
 
 # The clock was wrong, not the work: it is stamped again.
@@ -49,10 +49,10 @@ def reject(state: State, number: int, nonce: bytes, reason: str, message: str) -
     if reason == NEED_WHOLE and any(entry.kind == Kind.PARTIAL for entry in entries):
         _send_whole(state, changeset, entries)
         return []
+    if changeset.loose and changeset.attempts == 0 and _move_to_end(state, changeset, entries):
+        return []
     if changeset.loose and len(entries) > 1:
         _split(state, changeset, entries)
-        return []
-    if changeset.loose and changeset.attempts == 0 and _move_to_end(state, changeset, entries):
         return []
     return _give_up(state, changeset, reason, message)
 
@@ -71,6 +71,7 @@ def rejoin(state: State, known: Sequence[tuple[int, int]]) -> None:
     stamped and numbered anew under a new replica id.
     """
     mark_known(state, known, counted_from=state.meta.acknowledged)
+    forget_numbers(state)
     state.meta.replica = state.chance.replica()
     state.meta.acknowledged = 0
     state.save("replica", "acknowledged")
@@ -112,52 +113,42 @@ def _send_whole(state: State, changeset: Changeset, entries: Sequence[Entry]) ->
 
 def _split(state: State, changeset: Changeset, entries: Sequence[Entry]) -> None:
     """Two halves in the changeset's place, in the order that foreign keys allow."""
-    order = {
-        t.name.casefold(): i
-        for i, t in enumerate(parents_first([tracked.table for tracked in state.tables.values()]))
-    }
-    rank = {t.id: order[t.table.name.casefold()] for t in state.tables.values()}
-
-    def place(entry: Entry) -> tuple[bool, int]:
-        gone = decode(entry.document).deleted != NEVER
-        return gone, -rank[entry.row.table] if gone else rank[entry.row.table]
-
-    ordered = sorted(entries, key=place)
+    ordered = outbox.in_dependency_order(state, entries)
     middle = len(ordered) // 2
     before: int | None = state.conn.execute(
         "SELECT max(id) FROM _reunite_changesets WHERE id < ?", (changeset.id,)
     ).fetchone()[0]
     room = changeset.id - max(before or 0, changeset.id - CHANGESET_ID_STEP)
     outbox.remove(state.conn, changeset.id)
-    for number, half in (
-        (changeset.id - room // 2, ordered[:middle]),
-        (changeset.id, ordered[middle:]),
-    ):
+    first = changeset.id - room // 2
+    for number, half in ((first, ordered[:middle]), (changeset.id, ordered[middle:])):
         outbox.insert(
             state,
             number,
             half,
             loose=True,
             adopting=changeset.adopting,
-            attempts=changeset.attempts,
+            # A row alone has a try at the end of its own.
+            attempts=1 if len(half) > 1 else 0,
         )
+    moved = {entry.row for entry in ordered[:middle]} - {entry.row for entry in ordered[middle:]}
+    last = {
+        ref for ref, row in lines_of(state.conn, moved).items() if row.changeset == changeset.id
+    }
+    outbox.point_lines_at(state, first, list(last))
 
 
 def _move_to_end(state: State, changeset: Changeset, entries: Sequence[Entry]) -> bool:
-    """Give a row that was refused alone one more try after all else; False when later pending
-    work builds on it."""
-    (entry,) = entries
-    row = lines_of(state.conn, {entry.row})[entry.row]
-    if row.changeset != changeset.id:
-        last = [
-            c.id for c in outbox.pending(state.conn) if entry.row in {e.row for e in c.entries()}
-        ]
-        if last[-1:] != [changeset.id]:
-            return False
+    """Give what was refused one more try after all else, when what it needs may have gone before;
+    False when it is the last already, or later pending work builds on it."""
+    later = [other for other in outbox.pending(state.conn) if other.id > changeset.id]
+    rows = {entry.row for entry in entries}
+    if not later or any(entry.row in rows for other in later for entry in other.entries()):
+        return False
     end = outbox.next_id(state.conn)
     outbox.remove(state.conn, changeset.id)
     outbox.insert(state, end, entries, loose=True, adopting=changeset.adopting, attempts=1)
-    outbox.point_lines_at(state, end, [entry.row])
+    outbox.point_lines_at(state, end, list(rows))
     return True
 
 
@@ -168,7 +159,7 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
     kept_adopted: dict[RowRef, Entry] = {}
     gone = {entry.row for entry in changeset.entries() if entry.kind == Kind.WHOLE}
     lines = lines_of(state.conn, {entry.row for entry in changeset.entries()})
-    gone = {ref for ref in gone if lines[ref].base is None}
+    gone = {ref for ref in gone if not _lives(lines[ref].base)}
     for entry in changeset.entries():
         if lines[entry.row].base is None and _came_with_its_table(entry):
             kept_adopted[entry.row] = entry
@@ -179,6 +170,8 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
     for later in [c for c in outbox.pending(state.conn) if c.id > changeset.id]:
         entries = later.entries()
         adjusted = [_on_adopted(state, entry, kept_adopted) for entry in entries]
+        # A delete of what is gone has what it wanted.
+        adjusted = [e for e in adjusted if not (e.row in gone and _deletes(e))]
         lost = [e for e in adjusted if e.row in gone and e.kind == Kind.PARTIAL]
         if lost and not later.loose:
             rejections.append(
@@ -203,6 +196,7 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
             adjusted = [entry for entry in adjusted if entry not in lost]
         gone -= {e.row for e in adjusted if e.kind == Kind.WHOLE}
         if adjusted != entries:
+            dropped += [entry for entry in entries if _deletes(entry) and entry not in adjusted]
             outbox.replace_entries(state.conn, later.id, adjusted)
     _revert(state, {entry.row for entry in dropped}, kept_adopted)
     return rejections
@@ -213,6 +207,14 @@ def _came_with_its_table(entry: Entry) -> bool:
     return entry.kind == Kind.ADOPTED or (
         entry.kind == Kind.WHOLE and decode(entry.document).born == FLOOR
     )
+
+
+def _deletes(entry: Entry) -> bool:
+    return entry.kind == Kind.PARTIAL and decode(entry.document).deleted != NEVER
+
+
+def _lives(base: bytes | None) -> bool:
+    return base is not None and decode(base).alive
 
 
 def _on_adopted(state: State, entry: Entry, adopted: dict[RowRef, Entry]) -> Entry:

@@ -1,4 +1,4 @@
-"""Applying what arrives: unique values that move, rows that the table refuses, deletes and edits."""
+"""Applying what arrives: unique values that move, rows that are refused, deletes and edits."""
 
 import pytest
 
@@ -97,7 +97,7 @@ def test_a_row_that_a_pending_one_collides_with_waits_and_nothing_is_replaced(
 def test_a_waiting_row_arrives_once_the_pending_one_is_accepted_and_moved(
     pair: tuple[Peer, Peer], relay: Relay
 ) -> None:
-    a, b = pair
+    _, b = pair
     relay.connect(b)
     b.write("INSERT INTO users VALUES (5, 'x', 'ours')")
     b.fold()
@@ -286,7 +286,7 @@ def test_the_later_edit_of_one_column_wins_everywhere(
 def test_what_others_write_between_a_fold_and_an_apply_is_an_edit(
     pair: tuple[Peer, Peer], relay: Relay
 ) -> None:
-    a, b = pair
+    _, b = pair
     link = relay.connect(b)
     relay.edit("users", (1,), at=100, name="theirs")
     b.write("UPDATE users SET name = 'ours' WHERE id = 1", at=200)

@@ -58,9 +58,6 @@ def test_a_row_syncs_whatever_its_table_and_columns_are_called(
     assert a.differences() == b.differences() == []
 
 
-@pytest.mark.xfail(
-    reason="names are compared by str.casefold here and at the relay, and by ASCII case in SQLite"
-)
 def test_names_that_differ_for_sqlite_are_different_tables(make_peer: MakePeer) -> None:
     a = make_peer('CREATE TABLE "straße" (id INTEGER PRIMARY KEY)')
     a.write('CREATE TABLE "STRASSE" (id INTEGER PRIMARY KEY, "É", "é")')

@@ -40,21 +40,19 @@ def test_a_value_that_a_column_cannot_hold_stays_exact_in_the_document(
     assert a.differences() == []
 
 
-def with_touch(make_peer: MakePeer, stamp: str) -> MakePeer:
-    def make(*_: str) -> object:
-        return make_peer(
-            "CREATE TABLE t (id INTEGER PRIMARY KEY, v, at)",
-            f"CREATE TRIGGER touch AFTER UPDATE ON t BEGIN"
-            f" UPDATE t SET at = '{stamp}' WHERE id = NEW.id AND at IS NOT '{stamp}'; END",
-        )
-
-    return make  # type: ignore[return-value]
+def touch(mark: str) -> str:
+    """A trigger that dates every update its own way."""
+    return (
+        "CREATE TRIGGER touch AFTER UPDATE ON t BEGIN"
+        f" UPDATE t SET at = '{mark}' WHERE id = NEW.id AND at IS NOT '{mark}'; END"
+    )
 
 
 def test_a_trigger_that_rewrites_applied_rows_is_no_edit_and_no_ping_pong(
     make_peer: MakePeer, relay: Relay
 ) -> None:
-    a, b = with_touch(make_peer, "A")(), with_touch(make_peer, "B")()
+    table = "CREATE TABLE t (id INTEGER PRIMARY KEY, v, at)"
+    a, b = make_peer(table, touch("A")), make_peer(table, touch("B"))
     a.track("t")
     b.track("t")
     a.write("INSERT INTO t VALUES (1, 'x', NULL)")
@@ -78,7 +76,10 @@ def test_rows_that_a_trigger_adds_during_an_apply_are_the_authors(
         "CREATE TABLE t (id INTEGER PRIMARY KEY, v)",
         "CREATE TABLE history (id INTEGER PRIMARY KEY, v, who)",
     )
-    keep = "CREATE TRIGGER keep AFTER {} ON t BEGIN INSERT INTO history (v, who) VALUES (NEW.v, {}); END"
+    keep = (
+        "CREATE TRIGGER keep AFTER {} ON t BEGIN"
+        " INSERT INTO history (v, who) VALUES (NEW.v, {}); END"
+    )
     a, b = make_peer(*schema), make_peer(*schema)
     for peer, who in ((a, "'A'"), (b, "'B'")):
         peer.write(keep.format("INSERT", who), keep.format("UPDATE", who).replace("keep", "keep2"))

@@ -102,7 +102,6 @@ def test_edits_made_during_a_load_are_kept(pair: tuple[Peer, Peer]) -> None:
         [StatedRows(1, [b"\x92\x01\x01"], [b""])],
         [StatedRows(1, [b"\x91\xc0"], [b""])],
         [StatedRows(1, [b"\x91\x01"], [b"garbage"])],
-        [StatedRows(1, [b"\x91\x01"], [])],
     ],
 )
 def test_rows_that_are_not_of_our_format_change_nothing(

@@ -1,5 +1,7 @@
 """Tables whose shape changes while they are tracked: migrations edit nothing by themselves."""
 
+import sqlite3
+
 import pytest
 
 from reunite.cells.register import Value, same
@@ -268,11 +270,14 @@ def test_a_rebuild_in_a_transaction_of_our_own_is_taken_in(peer: Peer) -> None:
     assert peer.differences() == []
 
 
-@pytest.mark.xfail(
-    reason="SQLite refuses to drop a column that our trigger for the dropped index still names"
-)
-def test_an_index_and_its_column_can_be_dropped_in_one_migration(make_peer: MakePeer) -> None:
+def test_a_column_goes_after_its_unique_index_was_seen_to_go(make_peer: MakePeer) -> None:
     peer = make_peer(TODO, "CREATE UNIQUE INDEX u ON todo (title)")
     peer.track("todo")
-    peer.write("DROP INDEX u", "ALTER TABLE todo DROP COLUMN title")
+    peer.write("DROP INDEX u")
+    # Our trigger for that index still names the column, so SQLite refuses, loudly.
+    with pytest.raises(sqlite3.OperationalError, match="_reunite_"):
+        peer.write("ALTER TABLE todo DROP COLUMN title")
     assert peer.fold() == []
+    peer.write("ALTER TABLE todo DROP COLUMN title")
+    assert peer.fold() == []
+    assert peer.differences() == []

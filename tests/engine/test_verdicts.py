@@ -113,10 +113,10 @@ def test_edits_of_a_row_whose_insert_was_refused_go_with_it(
     refuse_value(relay, "bad")
     relay.sync(a, b)
     assert a.rows("SELECT id, n FROM todo") == b.rows("SELECT id, n FROM todo") == [(1, 7)]
-    assert [(line[1], line[3]) for line in a.rejected()] == [
+    assert sorted((line[1], line[3]) for line in a.rejected()) == [
+        (1, "depends-on"),
         (2, "constraint"),
         (2, "depends-on"),
-        (1, "depends-on"),
     ]
     assert a.replica.queued() == 0
     assert a.differences() == []
@@ -196,7 +196,7 @@ def test_a_row_that_the_relay_no_longer_knows_is_sent_whole(
     relay.sync(a)
     assert relay.stated("todo", 1) == {"title": "milk", "n": 6}
     relay.sync(b)
-    assert a.document("todo", 1) == b.document("todo", 1)
+    assert a.document("todo", 1).cells == b.document("todo", 1).cells
 
 
 def test_a_delete_of_a_row_that_the_relay_no_longer_knows_ends(

@@ -132,7 +132,7 @@ class ClientSession:
         self._events: deque[Event] = deque()
         self._ended = False
         self._welcomed = False
-        self._described = False
+        self._described: set[tuple[str, str]] = set()
         self._pulling = False
         self._live = False
         self._sent = 0
@@ -272,14 +272,8 @@ class ClientSession:
         missing = self._replica.take_registry(tables)
         self._events.append(TablesChanged(self._replica.standing().left_alone))
         if missing:
-            if self._described:
-                names = ", ".join(repr(table.name) for table in missing)
-                raise SyncError(f"the relay did not register {names}", "schema")
-            self._described = True
-            self._send(Describe(tuple(missing)))
-            return
-        self._described = False
-        if self._live:
+            self._describe(missing)
+        elif self._live:
             self._describe_or_push()
         elif not self._pulling:
             self._pull()
@@ -337,12 +331,19 @@ class ClientSession:
 
     def _describe_or_push(self) -> None:
         missing = self._replica.undescribed()
-        if missing and not self._described:
-            self._described = True
-            self._send(Describe(tuple(missing)))
-        elif not missing:
+        if missing:
+            self._describe(missing)
+        else:
             self._replica.reconcile(self._choice)
             self._push()
+
+    def _describe(self, tables: Sequence[Table]) -> None:
+        """Ask the relay to register what it was not asked for yet. A Registry can come unasked,
+        so one that lacks what was asked for is not the answer: that one, or an Error, follows."""
+        names = {(table.name, column.name) for table in tables for column in table.columns}
+        if not names <= self._described:
+            self._described |= names
+            self._send(Describe(tuple(tables)))
 
     def _push(self) -> None:
         if not self._live:

@@ -160,7 +160,6 @@ class Sync:
             if session is not None and session.live:
                 if asked is None or asked[0] is not session:
                     asked = (session, await self._db.on_engine(session.barrier))
-                    self._reached.clear()
                     self._wake.set()
                 seq = self._reached.get(asked[1])
                 if seq is not None and await self._db.on_engine(
@@ -239,6 +238,8 @@ class Sync:
             lambda: ClientSession(self._db.replica, self._db.clock(), choice=self._choice)
         )
         self._session = session
+        # Barriers are numbered by session.
+        self._reached.clear()
         frames: asyncio.Queue[bytes] = asyncio.Queue(FRAMES_AT_ONCE)
         reader = asyncio.create_task(self._read(socket, frames))
         try:

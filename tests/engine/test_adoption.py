@@ -1,0 +1,215 @@
+"""Adopting tables that have rows: copies join silently, different files stop and say so."""
+
+import json
+
+import pytest
+
+from reunite.adopt import Choice
+from reunite.clock import FLOOR
+from reunite.errors import AdoptionConflict
+from tests.engine.conftest import MakePeer
+from tests.engine.loopback import Relay
+from tests.engine.peer import Peer
+
+PEOPLE = "CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT, age INT)"
+ALL = "SELECT id, name, age FROM people ORDER BY id"
+
+
+def person(make_peer: MakePeer, *rows: str) -> Peer:
+    peer = make_peer(PEOPLE, *(f"INSERT INTO people VALUES ({row})" for row in rows))
+    peer.track("people")
+    return peer
+
+
+def sync(relay: Relay, peer: Peer, choice: Choice | None) -> None:
+    relay.connect(peer, choice=choice)
+    relay.settle()
+
+
+def test_tracking_changes_nothing_about_a_table(make_peer: MakePeer) -> None:
+    peer = make_peer(PEOPLE, "INSERT INTO people VALUES (1, 'Ann', 5)")
+    before = peer.rows("SELECT sql FROM sqlite_master WHERE name = 'people'")
+    assert peer.track("people") == ["people"]
+    assert peer.track("people") == []
+    assert peer.rows("SELECT sql FROM sqlite_master WHERE name = 'people'") == before
+    assert peer.rows(ALL) == [(1, "Ann", 5)]
+    assert {mark for mark, _ in peer.document("people", 1).cells.values()} == {FLOOR}
+
+
+def test_one_table_that_cannot_be_tracked_leaves_all_untracked(make_peer: MakePeer) -> None:
+    peer = make_peer(PEOPLE, "CREATE TABLE keyless (x)")
+    with pytest.raises(Exception, match="keyless"):
+        peer.track("people", "keyless")
+    assert peer.replica.untracked() == ["people", "keyless"]
+
+
+def test_two_copies_of_one_file_join_silently(make_peer: MakePeer, relay: Relay) -> None:
+    a = person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6")
+    b = person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6")
+    relay.sync(a, b)
+    assert a.rejected() == b.rejected() == []
+    assert a.replica.queued() == b.replica.queued() == 0
+    assert set(b.states("people").values()) == {"synced"}
+    assert a.differences() == b.differences() == []
+
+
+def test_rows_that_only_one_copy_has_are_added(make_peer: MakePeer, relay: Relay) -> None:
+    a = person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6")
+    b = person(make_peer, "1, 'Ann', 5", "3, 'Cy', 7")
+    relay.sync(a, b)
+    assert a.rows(ALL) == b.rows(ALL) == [(1, "Ann", 5), (2, "Bob", 6), (3, "Cy", 7)]
+
+
+def test_a_stale_copy_does_not_undo_what_was_edited_since(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a = person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6", "3, 'Cy', 7")
+    relay.sync(a)
+    a.write("UPDATE people SET name = 'Anna' WHERE id = 1", "DELETE FROM people WHERE id = 2")
+    relay.sync(a)
+    b = person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6", "3, 'Cy', 7")
+    relay.sync(b, a)
+    assert a.rows(ALL) == b.rows(ALL) == [(1, "Anna", 5), (3, "Cy", 7)]
+    assert b.rejected() == []
+
+
+def test_two_different_files_stop_with_counts_and_nothing_changes(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a = person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6", "4, 'Di', 8")
+    b = person(make_peer, "1, 'Alice', 5", "2, 'Bert', 6", "3, 'Cy', 7", "4, 'Di', 8")
+    relay.sync(a)
+    before, head = b.rows(ALL), relay.head
+    with pytest.raises(AdoptionConflict, match="people: 2") as caught:
+        relay.sync(b)
+    assert caught.value.counts == {"people": 2}
+    assert b.rows(ALL) == before
+    assert relay.head == head
+    assert b.rejected() == []
+    assert b.differences() == []
+
+
+def test_a_conflict_is_found_again_until_somebody_chooses(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = person(make_peer, "1, 'Ann', 5"), person(make_peer, "1, 'Alice', 5")
+    relay.sync(a)
+    for _ in range(2):
+        with pytest.raises(AdoptionConflict):
+            relay.sync(b)
+    sync(relay, b, "theirs")
+    assert b.rows(ALL) == [(1, "Ann", 5)]
+
+
+def test_a_conflict_over_several_pages_changes_nothing_either(make_peer: MakePeer) -> None:
+    relay = Relay(page_rows=1)
+    a, b = person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6"), person(make_peer, "2, 'Bert', 6")
+    relay.sync(a)
+    with pytest.raises(AdoptionConflict):
+        relay.sync(b)
+    assert b.rows(ALL) == [(2, "Bert", 6)]
+    sync(relay, b, "theirs")
+    assert b.rows(ALL) == [(1, "Ann", 5), (2, "Bob", 6)]
+    assert b.differences() == []
+
+
+def test_theirs_takes_the_realms_rows_and_keeps_ours_aside(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a = person(make_peer, "1, 'Ann', 5")
+    b = person(make_peer, "1, 'Alice', 9", "3, 'Cy', 7")
+    relay.sync(a)
+    sync(relay, b, "theirs")
+    assert b.rows(ALL) == [(1, "Ann", 5), (3, "Cy", 7)]
+    ((table, key, kind, reason, values),) = b.rejected()
+    assert (table, key, kind, reason) == ("people", 1, "adopted", "adoption")
+    assert json.loads(str(values)) == {"name": "Alice", "age": 9}
+    assert b.states("people") == {1: "synced", 3: "synced"}
+    relay.sync(a)
+    assert a.rows(ALL) == b.rows(ALL)
+
+
+def test_ours_are_edits_made_now(make_peer: MakePeer, relay: Relay) -> None:
+    a = person(make_peer, "1, 'Ann', 5")
+    b = person(make_peer, "1, 'Alice', 5", "3, 'Cy', 7")
+    relay.sync(a)
+    a.commit("UPDATE people SET age = 6", at=100)
+    relay.sync(a)
+    b.clock.ms += 1_000
+    sync(relay, b, "ours")
+    relay.sync(a)
+    assert a.rows(ALL) == b.rows(ALL) == [(1, "Alice", 5), (3, "Cy", 7)]
+    assert b.rejected() == []
+    assert a.document("people", 1) == b.document("people", 1)
+
+
+@pytest.mark.parametrize("choice", ["theirs", "ours"])
+def test_an_edit_made_after_tracking_beats_the_row_that_was_adopted(
+    make_peer: MakePeer, relay: Relay, choice: Choice
+) -> None:
+    a, b = person(make_peer, "1, 'Ann', 5"), person(make_peer, "1, 'Alice', 5")
+    relay.sync(a)
+    b.commit("UPDATE people SET name = 'Alicia'", at=100)
+    b.clock.ms += 1_000
+    sync(relay, b, choice)
+    relay.sync(a)
+    assert a.rows(ALL) == b.rows(ALL) == [(1, "Alicia", 5)]
+
+
+@pytest.mark.parametrize("choice", ["theirs", "ours"])
+def test_a_row_deleted_after_tracking_stays_deleted(
+    make_peer: MakePeer, relay: Relay, choice: Choice
+) -> None:
+    a, b = person(make_peer, "1, 'Ann', 5"), person(make_peer, "1, 'Alice', 5")
+    relay.sync(a)
+    b.commit("DELETE FROM people", at=100)
+    b.clock.ms += 1_000
+    sync(relay, b, choice)
+    relay.sync(a)
+    assert a.rows(ALL) == b.rows(ALL) == []
+
+
+def test_tracking_another_table_later_compares_it_too(make_peer: MakePeer, relay: Relay) -> None:
+    pets = "CREATE TABLE pet (id INTEGER PRIMARY KEY, name TEXT)"
+    a, b = person(make_peer, "1, 'Ann', 5"), person(make_peer, "1, 'Ann', 5")
+    a.write(pets, "INSERT INTO pet VALUES (1, 'Rex')")
+    a.track("pet")
+    b.write(pets, "INSERT INTO pet VALUES (1, 'Tom')")
+    relay.sync(a, b)
+    assert b.rows("SELECT name FROM pet") == [("Tom",)]
+    b.track("pet")
+    with pytest.raises(AdoptionConflict, match="pet: 1"):
+        relay.sync(b)
+    sync(relay, b, "theirs")
+    assert b.rows("SELECT name FROM pet") == [("Rex",)]
+
+
+def test_rows_of_the_realm_show_when_a_table_is_tracked_later(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6"), make_peer(PEOPLE)
+    b.write("INSERT INTO people VALUES (1, 'Ann', 5), (3, 'Cy', 7)")
+    relay.sync(a, b)
+    b.track("people")
+    relay.sync(b, a)
+    assert a.rows(ALL) == b.rows(ALL) == [(1, "Ann", 5), (2, "Bob", 6), (3, "Cy", 7)]
+    assert b.differences() == []
+
+
+def test_adopted_rows_with_a_unique_value_that_the_realm_has_elsewhere_wedge_nothing(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    users = "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT UNIQUE)"
+    a = make_peer(users, "INSERT INTO users VALUES (1, 'x')")
+    b = make_peer(users, "INSERT INTO users VALUES (2, 'x'), (3, 'y')")
+    a.track("users")
+    b.track("users")
+    relay.sync(a)
+    relay.keep_unique("users", "email")
+    relay.sync(b)
+    assert b.replica.queued() == 0
+    assert b.rows("SELECT id FROM users WHERE email = 'y'") == [(3,)]
+    assert b.states("users")[3] == "synced"
+    assert b.states("users")[1] == "blocked"
+    assert b.rows("SELECT id FROM users WHERE email = 'x'") == [(2,)]
+    assert b.differences() == []
