@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from reunite import outbox
 from reunite.apply import PendingCollision, apply_rows
 from reunite.bookkeeping import Row, lines_of, save_rows
-from reunite.document import EMPTY, decode, encode, merge
+from reunite.document import EMPTY, as_we_encode, decode, encode, merge
 from reunite.errors import FormatError
 from reunite.keys import stored_key, unpack_key
 from reunite.payload import RowRef, Statement, pack_statement, unpack_statement
@@ -132,7 +132,7 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
                 values = unpack_key(key)
                 if len(values) != count:
                     raise FormatError(f"a key of {tracked.table.name!r} has {len(values)} parts")
-                stated[RowRef(tracked.id, stored_key(values))] = document
+                stated[RowRef(tracked.id, stored_key(values))] = as_we_encode(document)
         for number in statement.acknowledged:
             _acknowledge(state, lines, number, stated)
         lines.load(stated)

