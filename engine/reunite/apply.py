@@ -10,14 +10,18 @@ tried again as delete-then-insert, which a swap of two values needs; then row by
 still fails is `blocked`: its document is kept, the table is left as it is, and every later apply
 tries again. An incoming row that collides with a pending local one raises `PendingCollision`
 instead: the relay's verdict on that changeset decides, so the whole apply has to wait for it.
+
+A row marked `rejected` can hold an edit that no document has, as it cannot leave this file; what
+such an edit says stays in the table, and the rest of the row is written.
 """
 
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from reunite.bookkeeping import Row, forget_rows, load_rows, save_rows
+from reunite.bookkeeping import Row, forget_rows, lines_of, load_rows, save_rows
 from reunite.capture import captured_tables, clear, fetch_text, last_captured, unique_indexes
 from reunite.cells.register import Value, same
 from reunite.clock import FLOOR
@@ -53,17 +57,23 @@ def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = Fal
     documents = {
         ref: decode(data) if (data := row.document) else EMPTY for ref, row in lines.items()
     }
+    local = _local_edits(state, lines, documents)
     for ref in lines:
-        lines[ref] = lines[ref]._replace(image=None, mark=None, alive=documents[ref].alive)
+        mark = "rejected" if ref in local else None
+        lines[ref] = lines[ref]._replace(image=None, mark=mark, alive=documents[ref].alive)
     written = {ref: documents[ref] for ref in lines if ref.table in state.shapes}
-    failures = {failure.ref: failure for failure in _write(state, written, lines, may_wait)}
+    failures: dict[RowRef, Failure] = {}
     if written:
-        has_triggers = _has_app_triggers(state)
-        differing = _read_back(state, written, documents, lines, failures, has_triggers)
-        if differing and has_triggers:
-            again = {ref: documents[ref] for ref in differing}
-            _write(state, again, lines, may_wait)
-            differing = _read_back(state, again, documents, lines, failures, has_triggers)
+        with _without_triggers_that_roll_back(state):
+            failures = {f.ref: f for f in _write(state, written, lines, local, may_wait)}
+            has_triggers = _has_app_triggers(state)
+            differing = _read_back(state, written, documents, lines, local, failures, has_triggers)
+            if differing and has_triggers:
+                again = {ref: documents[ref] for ref in differing}
+                _write(state, again, lines, local, may_wait)
+                differing = _read_back(
+                    state, again, documents, lines, local, failures, has_triggers
+                )
         for ref, image in differing.items():
             lines[ref] = lines[ref]._replace(image=pack_image(image))
     for ref in failures:
@@ -98,21 +108,48 @@ def read_row(conn: sqlite3.Connection, shape: Shape, key: Value) -> tuple[Value,
     return found[0] if table.cells else ()
 
 
+def _local_edits(
+    state: State, rows: Mapping[RowRef, Row], documents: Mapping[RowRef, Document]
+) -> dict[RowRef, Mapping[int, Value]]:
+    """What living rows have in the tables of edits that could not leave this file."""
+    found = {}
+    marked = [
+        ref
+        for ref, row in rows.items()
+        if row.mark == "rejected" and ref.table in state.shapes and documents[ref].alive
+    ]
+    for ref, before in lines_of(state.conn, marked).items():
+        shape = state.shapes[ref.table]
+        values = read_row(state.conn, shape, ref.key)
+        known = decode(before.document) if before.document else EMPTY
+        was = expected(shape, known if known.alive else EMPTY, unpack_image(before.image))
+        edits = _differing(shape, values, was) if values is not None else {}
+        if edits:
+            found[ref] = edits
+    return found
+
+
+def _differing(shape: Shape, values: Sequence[Value], wanted: Sequence[Value]) -> dict[int, Value]:
+    return {
+        key: value
+        for key, value, other in zip(shape.keys, values, wanted, strict=True)
+        if not (value is other or same(value, other))
+    }
+
+
 def _difference(
-    shape: Shape, document: Document, values: Sequence[Value] | None
+    shape: Shape,
+    document: Document,
+    values: Sequence[Value] | None,
+    local: Mapping[int, Value] | None = None,
 ) -> Mapping[int, Value] | None:
-    """The image: what the table has where the document says otherwise; None where they agree."""
+    """The image: what the table has where the document says otherwise, but for local edits; None
+    where they agree."""
     if values is None:
         return ABSENT if document.alive else None
     if not document.alive:
         return dict(zip(shape.keys, values, strict=True))
-    return {
-        key: value
-        for key, value, wanted in zip(
-            shape.keys, values, expected(shape, document, None), strict=True
-        )
-        if not (value is wanted or same(value, wanted))
-    } or None
+    return _differing(shape, values, expected(shape, document, local)) or None
 
 
 def _read_back(
@@ -120,6 +157,7 @@ def _read_back(
     written: Mapping[RowRef, Document],
     documents: dict[RowRef, Document],
     lines: dict[RowRef, Row],
+    local: Mapping[RowRef, Mapping[int, Value]],
     failures: Mapping[RowRef, Failure],
     has_triggers: bool,
 ) -> dict[RowRef, Mapping[int, Value]]:
@@ -147,14 +185,15 @@ def _read_back(
                 lines[ref] = row._replace(image=None)
             if ref in failures:
                 continue
-            image = _difference(shape, documents[ref], values)
+            image = _difference(shape, documents[ref], values, local.get(ref))
             if image is not None:
                 differing[ref] = image
     # What was written and not captured was not written: an app trigger can ignore a statement.
     for ref in unseen.difference(failures):
         if documents[ref].alive or has_triggers:
             shape = state.shapes[ref.table]
-            image = _difference(shape, documents[ref], read_row(state.conn, shape, ref.key))
+            values = read_row(state.conn, shape, ref.key)
+            image = _difference(shape, documents[ref], values, local.get(ref))
             if image is not None:
                 differing[ref] = image
     clear(state.conn, 0, last)
@@ -175,6 +214,7 @@ def _write(
     state: State,
     documents: Mapping[RowRef, Document],
     lines: Mapping[RowRef, Row],
+    local: Mapping[RowRef, Mapping[int, Value]],
     may_wait: bool,
 ) -> list[Failure]:
     """Bring rows of the app's tables to their documents; returns those that failed."""
@@ -191,7 +231,7 @@ def _write(
             key = key_values(ref.key, len(shape.tracked.table.key))
             document = documents[ref]
             if document.alive:
-                puts.append((*key, *expected(shape, document, None)))
+                puts.append((*key, *expected(shape, document, local.get(ref))))
             else:
                 deletes.append(key)
         failures += _write_table(state, writer, puts, deletes, lines, may_wait)
@@ -337,6 +377,30 @@ def _refuse_pending_collision(
                 # An adopted row is compared with what arrives before it is sent: nothing to await.
                 if not adopted:
                     raise PendingCollision
+
+
+_RAISES_ROLLBACK: Final = re.compile(r"RAISE\s*\(\s*ROLLBACK", re.IGNORECASE)
+
+
+@contextmanager
+def _without_triggers_that_roll_back(state: State) -> Iterator[None]:
+    """Without the app's triggers that end the whole transaction, RAISE(ROLLBACK): the merge would
+    be undone again and again. They are there again before anybody else can write. When the block
+    raises, the caller rolls back to where they were."""
+    conn = state.conn
+    found = [
+        (name, sql)
+        for name, sql in conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+        if _RAISES_ROLLBACK.search(sql)
+    ]
+    for name, _ in found:
+        conn.execute(f"DROP TRIGGER {quoted(name)}")
+    yield
+    for _, sql in found:
+        conn.execute(sql)
+    if found:
+        state.meta.schema_version = conn.execute("PRAGMA schema_version").fetchone()[0]
+        state.save("schema_version")
 
 
 def _has_app_triggers(state: State) -> bool:

@@ -1,5 +1,7 @@
 """Triggers and foreign keys of the app: their effects are edits where the app wrote."""
 
+import sqlite3
+
 import pytest
 
 from reunite.cells.register import Value
@@ -151,3 +153,26 @@ def test_a_child_that_was_moved_is_alive_on_its_author_with_later_work_pending(
     assert b.rows("SELECT title, list_id FROM todo WHERE id = 1") == [("oats", 2)]
     assert a.rows("SELECT title, list_id FROM todo WHERE id = 1") == [("oats", 2)]
     assert a.differences() == []
+
+
+def test_a_trigger_that_rolls_back_does_not_undo_a_merge(make_peer: MakePeer, relay: Relay) -> None:
+    todo = "CREATE TABLE todo (id INTEGER PRIMARY KEY, title TEXT)"
+    guard = (
+        "CREATE TRIGGER guard BEFORE UPDATE ON todo WHEN NEW.title = 'forbidden'"
+        " BEGIN SELECT RAISE(ROLLBACK, 'not here'); END"
+    )
+    a, b = make_peer(todo), make_peer(todo, guard)
+    for peer in (a, b):
+        peer.track("todo")
+    a.write("INSERT INTO todo VALUES (1, 'milk'), (2, 'bread')")
+    relay.sync(a, b)
+    a.write(
+        "UPDATE todo SET title = 'forbidden' WHERE id = 1",
+        "UPDATE todo SET title = 'x' WHERE id = 2",
+    )
+    relay.sync(a, b)
+    assert b.rows("SELECT title FROM todo ORDER BY id") == [("forbidden",), ("x",)]
+    assert b.differences() == []
+    # It guards the app's own writes as before.
+    with pytest.raises(sqlite3.IntegrityError, match="not here"):
+        b.write("UPDATE todo SET title = 'forbidden' WHERE id = 2")
