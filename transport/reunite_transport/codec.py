@@ -75,7 +75,7 @@ _HELPS: Final = 7 / 8
 _ROWS_MAX: Final = 2 * FRAME_ROWS_MAX
 # Names, types and numbers of all tables in one frame; 2,000 tables of 30 columns have half a
 # million, and each costs up to a hundred bytes before it is checked.
-_SCHEMA_VALUES_MAX: Final = 600_000
+SCHEMA_VALUES_MAX: Final = 600_000
 # A column's default may be long text; everything else that is text is shorter.
 _TEXT_BYTES_MAX: Final = 64 << 10
 # What a key's values may hold, and msgpack's heads: five bytes a value, nine for an integer.
@@ -109,6 +109,12 @@ def encode(message: Message) -> bytes:
         if len(packed) < len(body) * _HELPS:
             return ZSTD + packed
     return PLAIN + body
+
+
+def schema_size(tables: Iterable[Table]) -> tuple[int, int]:
+    """How many bytes and how many values describe these tables in a frame."""
+    described = _tables(tables)
+    return len(_pack(described)), _count(described)
 
 
 @overload
@@ -198,7 +204,7 @@ class _Reader:
     def __init__(self, body: bytes) -> None:
         self._size = len(body)
         self._rows = _ROWS_MAX
-        self._values = _SCHEMA_VALUES_MAX
+        self._values = SCHEMA_VALUES_MAX
         self._unpacker = msgpack.Unpacker(
             use_list=False,
             max_buffer_size=max(len(body), 1),
@@ -381,7 +387,7 @@ class _Reader:
         self._values -= count
         if self._values < 0:
             raise ProtocolError(
-                f"a schema of over {_SCHEMA_VALUES_MAX} values does not fit a frame", "too-large"
+                f"a schema of over {SCHEMA_VALUES_MAX} values does not fit a frame", "too-large"
             )
         return self.scalars(count)
 
@@ -517,6 +523,10 @@ def _entries(sections: Iterable[Entries]) -> list[object]:
 
 def _tables(tables: Iterable[Table]) -> list[object]:
     return [to_wire(table) for table in tables]
+
+
+def _count(described: object) -> int:
+    return sum(map(_count, described)) if isinstance(described, list) else 1
 
 
 def _hello(m: Hello) -> tuple[object, ...]:

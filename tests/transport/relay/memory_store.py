@@ -162,6 +162,7 @@ class MemoryTransaction:
         """Numbered `seq`, at the store's time `now_ms`."""
         self.seq = seq
         self.now_ms = now_ms
+        self.tables = ordered(list(store._registered.values()))
         self._store = store
         self._finished: tuple[bytes, Mapping[RowId, bytes], Sequence[Accepted]] | None = None
 

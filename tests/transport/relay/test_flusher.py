@@ -261,6 +261,61 @@ def test_a_batch_that_fails_in_our_code_costs_only_its_cause_the_connection(
     asyncio.run(scenario())
 
 
+def test_a_changeset_that_fails_in_our_code_again_and_again_is_refused_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    async def poisoned(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
+        if any(changeset.replica == 1 and changeset.number == 3 for changeset in batch):
+            raise ZeroDivisionError("ours to repair")
+        return await commit_batch(store, batch, token)
+
+    async def scenario() -> None:
+        async with at_work(poisoned) as world:
+            two = await world.client(2)
+            world.push(two, 1)
+            for first in (1, 3):
+                one = await world.client(1)
+                for number in range(first, 6):
+                    world.push(one, number)
+                assert (await one.next(Error)).code == "internal"
+                world.hub.leave(one.member)
+                # What stands before it is in, and it is pushed again after a new Hello.
+                assert (1, 2) in world.store._changesets
+            one = await world.client(1)
+            for number in range(3, 6):
+                world.push(one, number)
+            rejected = await one.next(Rejected)
+            assert (rejected.number, rejected.reason) == (3, "invalid")
+            assert "ZeroDivisionError" in rejected.message
+            assert not one.session.closed
+            assert world.flusher.queued_bytes == 0
+            assert (2, 1) in world.store._changesets
+
+    asyncio.run(scenario())
+
+
+def test_only_the_latest_failures_are_remembered(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(flusher_module, "FAILED_MAX", 3)
+
+    async def poisoned(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
+        raise ZeroDivisionError("ours to repair")
+
+    async def scenario() -> None:
+        async with at_work(poisoned) as world:
+            for replica in range(1, 7):
+                client = await world.client(replica)
+                world.push(client, 1)
+                await client.next(Error)
+            assert [replica for replica, _ in world.flusher._failures] == [4, 5, 6]
+
+    asyncio.run(scenario())
+
+
 def test_an_older_session_is_fenced_by_its_term() -> None:
     async def scenario() -> None:
         async with at_work() as world:

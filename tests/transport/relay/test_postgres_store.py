@@ -12,10 +12,13 @@ from reunite.cells.register import Value
 from reunite.document import EMPTY, encode, merge
 from reunite.errors import TableError
 from reunite.schema import Column, ForeignKey, Table, quoted
+from reunite_transport.relay import postgres_store
+from reunite_transport.relay.postgres_errors import ConnectionLost
 from reunite_transport.relay.postgres_store import PostgresStore, open_postgres
-from reunite_transport.relay.store import Busy, RowChange, RowId, StoreError, Violation
-from tests.contracts.pushes import PERSON, A, at, column, deleted, edited, inserted, row, table
+from reunite_transport.relay.store import Busy, RowChange, RowId, Standing, StoreError, Violation
+from tests.contracts.pushes import PERSON, A, B, at, column, deleted, edited, inserted, row, table
 from tests.contracts.store_contract import Opener, StoreContract, write
+from tests.transport.relay.proxy import proxied
 
 
 @asynccontextmanager
@@ -387,6 +390,65 @@ def test_two_spellings_of_one_uuid_key_are_not_two_rows(postgres_url: str) -> No
     asyncio.run(scenario())
 
 
+def keyed(declared: str, kind: str, *, strict: bool = False) -> Table:
+    return Table("keyed", (Column("id", 1, declared, kind, True, None, 1),), strict=strict)
+
+
+@pytest.mark.parametrize(
+    ("described", "good", "bad"),
+    [
+        pytest.param(keyed("", "text"), "1", 1, id="untyped text"),
+        pytest.param(keyed("", "any"), "1", 1, id="any"),
+        pytest.param(keyed("", "text"), "\\x31", b"1", id="untyped text and bytes"),
+        pytest.param(keyed("", "integer"), 1, "1", id="untyped integer"),
+        pytest.param(keyed("", "blob"), b"1", "1", id="untyped blob"),
+        pytest.param(keyed("", "blob"), b"1", "\\x31", id="blob and its text"),
+        pytest.param(keyed("TEXT", "text"), "1", 1, id="text"),
+        pytest.param(keyed("INTEGER", "integer"), 1, "01", id="integer"),
+        pytest.param(keyed("BOOLEAN", "boolean"), 1, "true", id="boolean"),
+        pytest.param(keyed("DATE", "date"), "2024-01-01", 20240101, id="date"),
+        pytest.param(keyed("STRING", "text"), 1, "1", id="text that is numbers in SQLite"),
+        pytest.param(keyed("STRING", "text"), "x", b"x", id="a blob in such a column"),
+        pytest.param(keyed("STRING", "text"), "01x", "01", id="a number written in another way"),
+        pytest.param(keyed("ANY", "text", strict=True), "1", 1, id="strict any"),
+    ],
+)
+def test_a_key_of_another_class_is_not_the_row_that_postgres_would_take_it_for(
+    postgres_url: str, described: Table, good: Value, bad: Value
+) -> None:
+    async def scenario() -> None:
+        async with opened(postgres_url) as store:
+            await store.describe([described], create=True)
+            await write(store, {row(good): ("insert", {})})
+            with pytest.raises(Violation, match=r"'keyed'.*'id'"):
+                await write(store, {row(bad): ("insert", {})})
+
+    asyncio.run(scenario())
+
+
+def test_integers_and_text_mix_in_a_key_where_sqlite_tells_them_apart_by_what_they_write(
+    postgres_url: str,
+) -> None:
+    async def scenario() -> None:
+        async with opened(postgres_url) as store, backend(postgres_url) as connection:
+            await store.describe([keyed("STRING", "text")], create=True)
+            await write(store, {row(key): ("insert", {}) for key in (1, -7, "x", "1x", "")})
+            found = await connection.fetch("SELECT id FROM keyed")
+            assert {record["id"] for record in found} == {"1", "-7", "x", "1x", ""}
+
+    asyncio.run(scenario())
+
+
+def test_json_too_deep_for_any_parser_is_a_violation(postgres_url: str) -> None:
+    async def scenario() -> None:
+        async with opened(postgres_url) as store:
+            await store.describe([MIXED], create=True)
+            with pytest.raises(Violation, match="'json'"):
+                await write(store, {row(1): ("insert", {7: 100_000 * "["})})
+
+    asyncio.run(scenario())
+
+
 def test_a_table_of_keys_only_syncs(postgres_url: str) -> None:
     pair = Table(
         "pair",
@@ -521,6 +583,129 @@ def test_a_commit_that_is_cancelled_lets_go_of_the_head(postgres_url: str) -> No
             with pytest.raises(asyncio.CancelledError):
                 await task
             await write(store, {row(1): ("insert", {2: "a@x"})})
+
+    asyncio.run(scenario())
+
+
+def test_a_network_that_swallows_all_is_a_store_error_and_the_next_commit_has_a_new_one(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HEAD_SECONDS_MAX", "READ_SECONDS_MAX", "CONNECT_SECONDS_MAX"):
+        monkeypatch.setattr(postgres_store, name, 1.0)
+
+    async def scenario() -> None:
+        async with proxied(postgres_url) as proxy, opened(proxy.url) as store:
+            await store.describe([PERSON], create=True)
+
+            swallowed = asyncio.Event()
+
+            async def stuck() -> None:
+                async with store.begin() as transaction, transaction.savepoint():
+                    proxy.swallow()
+                    swallowed.set()
+                    await transaction.standings([A])
+
+            async def read() -> None:
+                await swallowed.wait()
+                await store.head()
+
+            async with asyncio.timeout(20):
+                waited = await asyncio.gather(stuck(), read(), read(), return_exceptions=True)
+                assert [type(error) for error in waited] == [ConnectionLost] * 3
+                # While it lasts, connecting anew does not hang either.
+                with pytest.raises(ConnectionLost):
+                    await store.greet(A, 0, (), 0, b"")
+                proxy.flow()
+                await write(store, {row(1): ("insert", {2: "a@x"})})
+                assert (await store.head())[0] == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_store_whose_network_swallows_all_can_be_closed(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_store, "CONNECT_SECONDS_MAX", 1.0)
+
+    async def scenario() -> None:
+        async with proxied(postgres_url) as proxy, opened(proxy.url) as store:
+            reading = asyncio.create_task(store.head())
+            await reading
+            proxy.swallow()
+            reading = asyncio.create_task(store.head())
+            await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                await store.close()
+            with pytest.raises(StoreError):
+                await reading
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_is_gone_is_said_once_and_by_nobody_else(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with proxied(postgres_url) as proxy, opened(proxy.url) as store:
+            await store.registry()
+            await proxy.go_away()
+            for _ in range(20):
+                with pytest.raises(StoreError):
+                    await store.head()
+
+    asyncio.run(scenario())
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_what_a_client_that_leaves_began_under_the_head_keeps_its_connection(
+    postgres_url: str,
+) -> None:
+    async def scenario() -> None:
+        async with opened(postgres_url) as store, backend(postgres_url) as connection:
+            pid = store._connection.get_server_pid()
+            for term in (1, 2):
+                lock = connection.transaction()
+                await lock.start()
+                await connection.execute("SELECT FROM _reunite_head FOR UPDATE")
+                greeting = asyncio.create_task(store.greet(A, 0, (), 0, b""))
+                while not await connection.fetchval(
+                    "SELECT cardinality(pg_blocking_pids($1)) > 0", pid
+                ):
+                    pass
+                queued = asyncio.create_task(store.greet(B, 0, (), 0, b""))
+                await asyncio.sleep(0)
+                queued.cancel()
+                greeting.cancel()
+                await lock.rollback()
+                for task in (queued, greeting):
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+                async with store.begin() as transaction:
+                    assert await transaction.standings([A, B]) == {A: Standing(term, 0)}
+            assert store._connection.get_server_pid() == pid
+
+    asyncio.run(scenario())
+
+
+def test_work_under_the_head_that_is_cancelled_twice_ends(postgres_url: str) -> None:
+    async def scenario() -> None:
+        async with opened(postgres_url) as store, backend(postgres_url) as connection:
+            pid = store._connection.get_server_pid()
+            lock = connection.transaction()
+            await lock.start()
+            await connection.execute("SELECT FROM _reunite_head FOR UPDATE")
+            greeting = asyncio.create_task(store.greet(A, 0, (), 0, b""))
+            while not await connection.fetchval(
+                "SELECT cardinality(pg_blocking_pids($1)) > 0", pid
+            ):
+                pass
+            for _ in range(2):
+                greeting.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await greeting
+            await lock.rollback()
+            assert (await store.greet(A, 0, (), 0, b"")).term == 1
 
     asyncio.run(scenario())
 

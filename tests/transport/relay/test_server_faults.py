@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from reunite.errors import UsageError
 from reunite_transport import relay_session
@@ -23,7 +24,7 @@ from reunite_transport.messages import (
     Pull,
     Reached,
 )
-from reunite_transport.relay.server import serve
+from reunite_transport.relay.server import Relay, serve
 from reunite_transport.relay.store import FeedPage, StoreError
 from tests.transport.relay.clients import TODO, hello, push, todo
 from tests.transport.relay.memory_store import MemoryStore
@@ -218,6 +219,70 @@ def test_a_database_that_is_away_is_waited_for(caplog: pytest.LogCaptureFixture)
             assert await client.error() == "internal"
 
     asyncio.run(scenario())
+
+
+def test_a_database_that_hangs_is_not_healthy(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    class Silent(MemoryStore):
+        silent = False
+
+        async def head(self) -> tuple[int, bytes]:
+            if self.silent:
+                await asyncio.Event().wait()
+            return await super().head()
+
+    async def scenario() -> None:
+        store = Silent(TODO)
+        async with running(limits=replace(QUICK, store_seconds=0.05), store=store) as world:
+            assert await health(world) == 200
+            store.silent = True
+            while await health(world) != 503:
+                pass
+            store.silent = False
+            while await health(world) != 200:
+                pass
+
+    asyncio.run(scenario())
+
+
+def test_a_commit_that_does_not_end_is_not_healthy() -> None:
+    async def scenario() -> None:
+        async with running(limits=replace(QUICK, batch_seconds=0.05)) as world:
+            client = await world.live(1)
+            assert await health(world) == 200
+            world.store.gate.clear()
+            await client.say(push(1, todo(1, 1, "milk")))
+            while await health(world) != 503:
+                pass
+            world.store.gate.set()
+            await client.next(Commit)
+            while await health(world) != 200:
+                pass
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_vanishes_during_the_upgrade_is_no_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanish(relay: Relay, request: web.Request) -> None:
+        assert request.transport is not None
+        request.transport.abort()
+
+    async def scenario() -> None:
+        async with running() as world:
+            with monkeypatch.context() as patch:
+                # Called right before the upgrade.
+                patch.setattr(Relay, "_check_origin", vanish)
+                for _ in range(3):
+                    with pytest.raises(aiohttp.ClientError):
+                        await world.connect()
+            await world.live(1)
+            assert len(world.relay.connections) == 1
+
+    asyncio.run(scenario())
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
 
 
 async def connect_without_end(world: World) -> None:

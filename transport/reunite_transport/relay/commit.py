@@ -7,11 +7,20 @@ again on what was taken so far, until the one bad changeset stands alone.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from reunite.cells.register import Value, same
 from reunite.clock import AHEAD_MS_MAX, FLOOR, NEVER, replica_of, stamp, time_of
-from reunite.document import EMPTY, Document, cell_key, decode, encode, merge
+from reunite.document import (
+    CELLS_MAX,
+    DOCUMENT_BYTES_MAX,
+    EMPTY,
+    Document,
+    cell_key,
+    decode,
+    encode,
+    merge,
+)
 from reunite.errors import FormatError
 from reunite.keys import unpack_key
 from reunite.schema import ForeignKey, Table, ascii_lower
@@ -95,7 +104,7 @@ async def commit_batch(store: Store, batch: Sequence[Changeset], token: bytes) -
     """
     async with store.begin() as transaction:
         standings = await transaction.standings(sorted({c.replica for c in batch}))
-        tables = {table.id: table for table in await store.registry()}
+        tables = {table.id: table for table in transaction.tables}
         commit = _Commit(transaction, store.replica, tables)
         candidates = commit.admit(batch, standings)
         rows = dict.fromkeys(entry.row for c in candidates for entry in c.entries)
@@ -118,6 +127,8 @@ class _Entry(NamedTuple):
     row: RowId
     document: Document
     kind: int
+    # At most what the document adds to the bytes of the row's.
+    size: int
     # The parents whose deletion caused this entry.
     derived: tuple[tuple[int, bytes], ...] = ()
 
@@ -139,6 +150,8 @@ class _Draft:
     """What taking some candidates would do to the documents, before the database agreed."""
 
     documents: dict[RowId, Document] = field(default_factory=dict)
+    # At most the bytes of each of them.
+    sizes: dict[RowId, int] = field(default_factory=dict)
     # Who changed a row; None stands for the relay, and for an entry that was not applied as sent.
     authors: dict[RowId, set[int | None]] = field(default_factory=dict)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
@@ -164,6 +177,7 @@ class _Commit:
         self._now = transaction.now_ms << 16
         self._stored: dict[RowId, bytes] = {}
         self._documents: dict[RowId, Document] = {}
+        self._sizes: dict[RowId, int] = {}
         self._authors: dict[RowId, set[int | None]] = {}
         # Replicas of which a changeset was not taken, and what that means for their later ones.
         self._halted: dict[int, Verdict] = {}
@@ -198,6 +212,9 @@ class _Commit:
         """Take the documents as they are before this commit."""
         self._stored = dict(documents)
         self._documents = {row: decode(data) for row, data in documents.items()}
+        self._sizes = {
+            row: _size_bound(data, self._documents[row]) for row, data in documents.items()
+        }
 
     async def attempt(self, candidates: Sequence[_Candidate]) -> None:
         """Take as many as the database lets in, in order."""
@@ -211,17 +228,16 @@ class _Commit:
                 async with self._transaction.savepoint():
                     made = await self._transaction.write_rows(changes)
                     self._edit(draft, made)
-        except (Violation, Busy) as error:
+        except (Violation, Busy, _Refusal) as error:
             if len(candidates) > 1:
                 half = len(candidates) // 2
                 await self.attempt(candidates[:half])
                 await self.attempt(candidates[half:])
                 return
-            refused = Refused("constraint", str(error)[:MESSAGE_CHARS_MAX])
-            verdict = refused if isinstance(error, Violation) else Postponed()
-            self._conclude({candidates[0].place: verdict}, candidates)
+            self._conclude({candidates[0].place: _meaning(error)}, candidates)
             return
         self._documents.update(draft.documents)
+        self._sizes.update(draft.sizes)
         for row, authors in draft.authors.items():
             self._authors.setdefault(row, set()).update(authors)
         self._conclude(draft.verdicts, candidates)
@@ -249,35 +265,61 @@ class _Commit:
         for candidate in candidates:
             verdict = halted.get(candidate.replica)
             if verdict is None:
-                before = self.verdicts[candidate.place]
-                verdict = before if isinstance(before, Refused) else self._merge(candidate, draft)
+                verdict = self.verdicts[candidate.place]
+                if not isinstance(verdict, Refused):
+                    verdict = self._merged(candidate, draft)
                 after = _after(verdict)
                 if after is not None:
                     halted[candidate.replica] = after
             draft.verdicts[candidate.place] = verdict
         return draft
 
-    def _merge(self, candidate: _Candidate, draft: _Draft) -> Verdict:
+    def _merged(self, candidate: _Candidate, draft: _Draft) -> Verdict:
         """Merge a changeset into the draft, or leave the draft as it was and say why not."""
+        try:
+            self._merge(candidate, draft)
+        except _Refusal as refusal:
+            return refusal.verdict
+        return Taken()
+
+    def _merge(self, candidate: _Candidate, draft: _Draft) -> None:
         merged: dict[RowId, Document] = {}
+        sizes: dict[RowId, int] = {}
         authors: list[tuple[RowId, int | None]] = []
         known, drafted = self._documents, draft.documents
-        for row, entry, kind, derived in candidate.entries:
+        for row, entry, kind, size, derived in candidate.entries:
             before = merged.get(row) or drafted.get(row) or known.get(row)
             if before is None and kind == EntryKind.PARTIAL:
-                return Refused("need-whole", f"{self._row_name(row)} is not known here")
+                raise _Refusal("need-whole", f"{self._row_name(row)} is not known here")
             if derived and not self._still_refers(row, before or EMPTY, derived):
                 authors.append((row, None))
                 continue
             after = entry if before is None else merge(before, entry)
             # `merge` hands the same cells back when none was replaced.
             if before is None or after.cells is not before.cells or after[:3] != before[:3]:
+                if before is not None:
+                    size += sizes.get(row) or draft.sizes.get(row) or self._sizes[row]
                 merged[row] = after
+                sizes[row] = self._size(row, after, size)
                 authors.append((row, candidate.replica))
         drafted.update(merged)
+        draft.sizes.update(sizes)
         for row, author in authors:
             draft.add_author(row, author)
-        return Taken()
+
+    def _size(self, row: RowId, document: Document, bound: int) -> int:
+        """`bound`, or a closer one where it says too little. Raises _Refusal for a document that
+        nobody would take: two of an allowed size can join to one that is over it."""
+        if bound <= DOCUMENT_BYTES_MAX and len(document.cells) <= CELLS_MAX:
+            return bound
+        data = encode(document)
+        if len(data) > DOCUMENT_BYTES_MAX or len(document.cells) > CELLS_MAX:
+            raise _Refusal(
+                "too-large",
+                f"{self._row_name(row)} would have {len(document.cells)} cells and {len(data)}"
+                f" bytes, over the {CELLS_MAX} cells or {DOCUMENT_BYTES_MAX} bytes of a row",
+            )
+        return _size_bound(data, document)
 
     def _still_refers(
         self, row: RowId, before: Document, derived: Sequence[tuple[int, bytes]]
@@ -297,12 +339,15 @@ class _Commit:
         for row, values in made.items():
             document = draft.documents[row]
             cells = document.cells.copy()
+            size = draft.sizes[row]
             for column, value in values.items():
                 key = cell_key(column)
                 seen = time_of(cells[key][0]) if key in cells else 0
                 assert value is None or isinstance(value, int | float | str | bytes)
                 cells[key] = (stamp(max(self._now, seen + 1), self._replica), value)
+                size += _VALUE_OVERHEAD + (4 * len(value) if isinstance(value, str | bytes) else 0)
             draft.documents[row] = document._replace(cells=cells)
+            draft.sizes[row] = self._size(row, draft.documents[row], size)
             draft.add_author(row, None)
 
     def _conclude(self, verdicts: Mapping[int, Verdict], candidates: Sequence[_Candidate]) -> None:
@@ -315,6 +360,25 @@ class _Commit:
 
     def _row_name(self, row: RowId) -> str:
         return f"a row of {self._tables[row.table].name!r}"
+
+
+def _meaning(error: Violation | Busy | _Refusal) -> Verdict:
+    """What a changeset that failed by itself gets."""
+    if isinstance(error, _Refusal):
+        return error.verdict
+    if isinstance(error, Violation):
+        return Refused("constraint", str(error)[:MESSAGE_CHARS_MAX])
+    return Postponed()
+
+
+# What a cell can cost beside its value: a stamp, the stamp's number, the key, a head.
+_VALUE_OVERHEAD: Final = 16 + 3 + 5 + 9
+
+
+def _size_bound(data: bytes, document: Document) -> int:
+    """At most what a document adds to the bytes of a join: each cell's number of a stamp, and a
+    double where a peer wrote a single, may come on top of its own bytes."""
+    return len(data) + 8 * len(document.cells) + 64
 
 
 def _after(verdict: Verdict) -> Verdict | None:
@@ -351,7 +415,9 @@ def _checked(changeset: Changeset, tables: Mapping[int, Table], now_ms: int) -> 
                     raise _Refusal("invalid", "an adopted row holds an edit")
             elif kind not in (EntryKind.PARTIAL, EntryKind.WHOLE):
                 raise _Refusal("invalid", f"an entry is of an unknown kind: {kind!r}")
-            entries.append(_Entry(RowId(table.id, key), document, kind, derived.get(index, ())))
+            size = _size_bound(data, document)
+            row = RowId(table.id, key)
+            entries.append(_Entry(row, document, kind, size, derived.get(index, ())))
     return entries
 
 

@@ -8,12 +8,15 @@ goes away is tried again with the same back-off, and connections stay.
 An attempt that failed may have been committed all the same, its answer lost. Tried again, its
 changesets are duplicates then, which `commit_batch` ignores; their authors connect again, and the
 answer to their Hello says what is in.
+
+An error of ours, not of the database, ends the session of the client whose changeset runs into
+it. One that does so again and again is refused in the end, or its client would come back for ever.
 """
 
 import asyncio
 import logging
 import secrets
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -42,6 +45,11 @@ QUEUED_BYTES_MAX: Final = 128 << 20
 DELAY_SECONDS_MIN: Final = 0.05
 DELAY_SECONDS_MAX: Final = 5.0
 
+# So often a changeset may end its session by an error of ours; a passing one is over by then.
+FAILURES_MAX: Final = 3
+# Changesets with failures that are remembered, the latest ones; 100 bytes each.
+FAILED_MAX: Final = 1_000
+
 Commit: TypeAlias = Callable[[Store, Sequence[Changeset], bytes], Awaitable[Outcome]]
 
 _log = logging.getLogger(__name__)
@@ -60,7 +68,8 @@ class _Queued:
 @dataclass(slots=True, eq=False)
 class _Line:
     """One client's changesets, in order. `alone` keeps a line whose batch failed in batches of
-    its own until one succeeds, so that nobody waits for what only this client runs into."""
+    its own until one succeeds, so that nobody waits for what only this client runs into. `single`
+    takes the changesets of such a line one by one, to tell which of them it is."""
 
     member: Member
     queued: deque[_Queued] = field(default_factory=deque)
@@ -68,6 +77,7 @@ class _Line:
     not_before: float = 0.0
     delay: float = 0.0
     alone: bool = False
+    single: bool = False
 
 
 class Flusher:
@@ -87,6 +97,8 @@ class Flusher:
         """Prepare to commit to `store` and to publish at `hub`."""
         self.in_flight: bytes | None = None
         """The token of the commit under way, for whoever sees it at the store's head first."""
+        self.in_flight_since: float | None = None
+        """When that commit began, on the loop's clock."""
         self.queued_bytes = 0
         self._store = store
         self._hub = hub
@@ -97,6 +109,8 @@ class Flusher:
         self._queued_bytes_max = queued_bytes_max
         # In the order in which they are served: who was served goes to the end.
         self._line_by_member: dict[Member, _Line] = {}
+        # How often an error of ours ended an attempt at this (replica, nonce) by itself.
+        self._failures: OrderedDict[tuple[int, bytes], int] = OrderedDict()
         self._changed = asyncio.Event()
         self._shrunk = asyncio.Event()
         self._stopping = False
@@ -175,6 +189,8 @@ class Flusher:
                 taken.append(queued)
                 rows += queued.rows
                 size += queued.size
+                if line.single:
+                    break
             if not taken:
                 break
             batch.append((line, taken))
@@ -188,22 +204,46 @@ class Flusher:
         """Commit one batch, and answer its authors."""
         changesets = [queued.changeset for _, taken in batch for queued in taken]
         self.in_flight = token = self._new_token()
+        self.in_flight_since = asyncio.get_running_loop().time()
         try:
             outcome = await self._commit(self._store, changesets, token)
             self._deliver(batch, outcome)
         except StoreError as error:
             _log.warning("a batch of %d changesets is tried again: %s", len(changesets), error)
             self._try_again(batch)
-        except Exception:
-            # Ours to repair. The batch is tried in parts, and only the client whose part fails
-            # again is sent away.
+        except Exception as error:
+            # Ours to repair. The batch is tried in parts, and only the client whose changeset
+            # fails by itself is sent away.
             _log.exception("a batch of %d changesets failed", len(changesets))
             self._try_again(batch)
             if len(batch) == 1:
-                self._end(batch[0][0])
-                self._hub.fail(batch[0][0].member, "the relay failed to commit; connect again")
+                line, taken = batch[0]
+                line.single = True
+                if len(taken) == 1:
+                    self._blame(line, taken[0].changeset, error)
         finally:
-            self.in_flight = None
+            self.in_flight = self.in_flight_since = None
+
+    def _blame(self, line: _Line, changeset: Changeset, error: Exception) -> None:
+        """End the session of a changeset that fails by itself, or, when that did not help a few
+        times, refuse the changeset."""
+        self._end(line)
+        name = (changeset.replica, changeset.nonce)
+        failures = self._failures.pop(name, 0) + 1
+        if failures < FAILURES_MAX:
+            self._failures[name] = failures
+            while len(self._failures) > FAILED_MAX:
+                self._failures.popitem(last=False)
+            self._hub.fail(line.member, "the relay failed to commit; connect again")
+            return
+        self._hub.reject(
+            line.member,
+            changeset.number,
+            changeset.nonce,
+            "invalid",
+            f"the relay failed {failures} times at this changeset ({type(error).__name__}) and"
+            " gives up; whoever runs it finds the cause in its log",
+        )
 
     def _deliver(self, batch: list[tuple[_Line, list[_Queued]]], outcome: Outcome) -> None:
         """Settle each changeset of the batch, publish the commit, then state the bad news: an
@@ -214,7 +254,7 @@ class Flusher:
         verdicts = iter(outcome.verdicts)
         for line, taken in batch:
             verdict_by_queued = [(queued, next(verdicts)) for queued in taken]
-            line.alone = False
+            line.alone = line.single
             if self._line_by_member.get(line.member) is not line:
                 continue  # forgotten meanwhile
             for queued, verdict in verdict_by_queued:
@@ -251,6 +291,7 @@ class Flusher:
         assert line.queued[0] is queued, "verdicts come in the order of the line"
         line.queued.popleft()
         self._shrink(line, queued.size)
+        self._failures.pop((queued.changeset.replica, queued.changeset.nonce), None)
         line.delay = line.not_before = 0.0
 
     def _try_again(self, batch: list[tuple[_Line, list[_Queued]]]) -> None:

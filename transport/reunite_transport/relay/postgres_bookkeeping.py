@@ -16,7 +16,9 @@ from reunite_transport.relay.store import StoreError
 # Generic in their stubs only.
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
-Reader: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.Pool[asyncpg.Record]"
+Reader: TypeAlias = (
+    "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+)
 
 FORMAT: Final = 1
 REPLICA_ID_MAX: Final = (1 << 63) - 1

@@ -31,10 +31,14 @@ CONNECTION_ERRORS: Final = (
 )
 
 
+class ConnectionLost(StoreError):
+    """The connection to Postgres is gone, or does not answer: do not use it any more."""
+
+
 @contextmanager
 def translated(table: str | None = None) -> Iterator[None]:
-    """Raise what the block's Postgres errors mean: Busy, Violation or StoreError. `table` is named
-    where Postgres names none."""
+    """Raise what the block's Postgres errors mean: Busy, Violation, ConnectionLost or StoreError.
+    `table` is named where Postgres names none."""
     try:
         yield
     except asyncpg.InvalidCachedStatementError as error:
@@ -42,7 +46,8 @@ def translated(table: str | None = None) -> Iterator[None]:
     except asyncpg.PostgresError as error:
         raise _meaning(error, table) from error
     except CONNECTION_ERRORS as error:
-        raise StoreError(f"the connection to Postgres failed: {error}") from error
+        said = str(error) or "no answer in time"
+        raise ConnectionLost(f"the connection to Postgres failed: {said}") from error
 
 
 def _meaning(error: asyncpg.PostgresError, table: str | None) -> StoreError:

@@ -10,27 +10,22 @@ Postgres made a value different: `d0`, `d1`, ... hold [the value's text] where i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from reunite.cells.register import Value
 from reunite.document import cell_key
-from reunite.schema import Column, Table, default_value, quoted
+from reunite.schema import Column, Table, default_value, quoted, through_affinity
 from reunite_transport.relay.postgres_schema import cast_type
-
-# Text of these types is one way to write a value among others; a key must be the one that
-# Postgres writes, or two documents would name one row.
-_MANY_SPELLINGS: Final = frozenset(
-    {"boolean", "date", "time", "timestamp", "timestamptz", "uuid", "json"}
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What writing a table needs of its description. `defaults` are what a missing cell means."""
+    """What writing a table needs of its description. `defaults` are what a missing cell means;
+    `numeric_keys` name key columns of text that SQLite keeps numbers in where they look so."""
 
     table: Table
     name: str
     keys: tuple[Column, ...]
+    numeric_keys: frozenset[str]
     cells: tuple[Column, ...]
     cell_keys: tuple[int, ...]
     defaults: tuple[Value, ...]
@@ -42,10 +37,17 @@ def shape_of(schema: str, table: Table) -> Shape:
         table=table,
         name=f"{quoted(schema)}.{quoted(table.name)}",
         keys=table.key,
+        numeric_keys=frozenset(
+            column.name for column in table.key if _takes_numbers(column) and not table.strict
+        ),
         cells=table.cells,
         cell_keys=tuple(cell_key(column.id) for column in table.cells),
         defaults=tuple(map(default_value, table.cells)),
     )
+
+
+def _takes_numbers(column: Column) -> bool:
+    return column.type in ("text", "any") and through_affinity(column.declared, ["1"]) != ["1"]
 
 
 def update_sql(shape: Shape, changed: Sequence[int], compared: Sequence[int]) -> str:
@@ -72,11 +74,9 @@ def insert_sql(shape: Shape) -> str:
     names = ", ".join(quoted(column.name) for column in columns)
     values = ", ".join(f"given.v{at}" for at in range(len(columns)))
     conflict = ", ".join(quoted(column.name) for column in shape.keys)
-    misspelt = " OR ".join(
-        f"v{at}::text <> t{at}"
-        for at, column in enumerate(shape.keys)
-        if column.type in _MANY_SPELLINGS
-    )
+    # Most types read one value from several texts. A key must be the one that Postgres writes, or
+    # two documents would name one row.
+    misspelt = " OR ".join(f"v{at}::text <> t{at}" for at in range(len(shape.keys)))
     places = range(len(shape.cells))
     return (
         f"WITH {_given(columns, 1)}, written AS (INSERT INTO {shape.name} ({names})"
@@ -84,7 +84,7 @@ def insert_sql(shape: Shape) -> str:
         f" compared AS (SELECT given.place{_differences('w', shape, places)}"
         f" FROM written AS w JOIN given ON {_matches('w', shape.keys)})"
         " SELECT (SELECT count(*) FROM written) AS written, count(*) AS matched,"
-        f" (SELECT count(*) FROM given WHERE {misspelt or 'false'}) AS misspelt"
+        f" (SELECT count(*) FROM given WHERE {misspelt}) AS misspelt"
         f"{_reported(places, 'compared')}"
     )
 
@@ -124,7 +124,7 @@ def _given(columns: Sequence[Column], first: int, *, name: str = "given") -> str
     texts = ", ".join(f"t{at}" for at in range(len(columns)))
     casts = "".join(
         f", CAST(raw.t{at} AS {cast_type(column.type)}) AS v{at}"
-        + (f", raw.t{at}" if column.key and column.type in _MANY_SPELLINGS else "")
+        + (f", raw.t{at}" if column.key else "")
         for at, column in enumerate(columns)
     )
     return (

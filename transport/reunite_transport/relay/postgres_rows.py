@@ -5,19 +5,18 @@ that leaves a parent has left when the parent goes, so that no foreign key actio
 changes a row behind the documents. Constraints are deferred until all is written.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from asyncpg import Record
 
 from reunite.cells.register import Value, same
 from reunite.document import Document
-from reunite.errors import FormatError
-from reunite.keys import unpack_key
 from reunite.schema import Column, Table, ascii_lower
 from reunite.types import fitting_type
 from reunite_transport.relay.postgres_bookkeeping import Connection
 from reunite_transport.relay.postgres_errors import translated
+from reunite_transport.relay.postgres_keys import key_texts
 from reunite_transport.relay.postgres_row_sql import (
     Shape,
     delete_sql,
@@ -119,9 +118,9 @@ class RowWriter:
             # Waits for a backend's open insert of a child, so that the look below sees it.
             await _run(connection, lock_sql(shape), shape, rows, ())
         for child, sql in children:
-            going = _key_texts(child, deletes.get(child.table.id, ()))
+            going = key_texts(child, deletes.get(child.table.id, ()))
             with translated(child.table.name):
-                referring = await connection.fetchval(sql, *_key_texts(shape, rows), *going)
+                referring = await connection.fetchval(sql, *key_texts(shape, rows), *going)
             if referring:
                 raise Violation(
                     f"table {child.table.name!r}: rows still refer to a deleted row of"
@@ -210,7 +209,7 @@ async def _run(
     rows: Sequence[RowChange],
     places: Sequence[int],
 ) -> list[Record]:
-    texts = [*_key_texts(shape, rows), *_cell_texts(shape, rows, places)]
+    texts = [*key_texts(shape, rows), *_cell_texts(shape, rows, places)]
     try:
         with translated(shape.table.name):
             found: list[Record] = await connection.fetch(sql, *texts)
@@ -220,19 +219,6 @@ async def _run(
         if unfit is None:
             raise
         raise Violation(f"{error} (column {unfit!r})") from error
-
-
-def _key_texts(shape: Shape, rows: Iterable[RowChange]) -> list[list[str | None]]:
-    columns: list[list[str | None]] = [[] for _ in shape.keys]
-    functions = [text_function(column.type) for column in shape.keys]
-    for change in rows:
-        try:
-            values = unpack_key(change.row.key)
-            for column, function, value in zip(columns, functions, values, strict=True):
-                column.append(function(value))
-        except (FormatError, ValueError) as error:
-            raise Violation(f"table {shape.table.name!r}: a key does not fit: {error}") from error
-    return columns
 
 
 def _cell_texts(
@@ -271,9 +257,16 @@ def _unfit_column(shape: Shape, rows: Sequence[RowChange], places: Sequence[int]
         values = [change.after.cells.get(key, missing)[1] for change in rows]
         kind = column.type.partition("(")[0]
         has_nul = any(isinstance(value, str) and "\0" in value for value in values)
-        if has_nul or fitting_type(kind, values) != kind:
+        if has_nul or not _all_fit(kind, values):
             return column.name
     return None
+
+
+def _all_fit(kind: str, values: Sequence[Value]) -> bool:
+    try:
+        return fitting_type(kind, values) == kind
+    except RecursionError:  # JSON as deep as no parser goes
+        return False
 
 
 def _exact(table: Table, name: str) -> str:

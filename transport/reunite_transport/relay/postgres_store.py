@@ -2,14 +2,20 @@
 
 Whoever needs the head's lock uses one connection of its own, taking turns within the process, so
 that no call that holds the lock ever waits for a pooled connection. Reads use a small pool.
+
+A network may swallow all and say nothing, so every statement has a time after which its connection
+is given up and replaced. What a caller that goes away began on the head's connection is finished
+first: in the middle of a statement, only giving up the connection would stop it.
+
 Nothing is set for a session: every setting is SET LOCAL, so a pooler in between does no harm.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from itertools import groupby
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import asyncpg
 
@@ -21,10 +27,15 @@ from reunite_transport.relay.postgres_bookkeeping import (
     Connection,
     OwnTables,
     Pool,
+    Reader,
     bootstrap,
     new_replica_id,
 )
-from reunite_transport.relay.postgres_errors import CONNECTION_ERRORS, translated
+from reunite_transport.relay.postgres_errors import (
+    CONNECTION_ERRORS,
+    ConnectionLost,
+    translated,
+)
 from reunite_transport.relay.postgres_registry import create as create_growth
 from reunite_transport.relay.postgres_registry import read_registry
 from reunite_transport.relay.postgres_rows import RowWriter
@@ -38,6 +49,12 @@ LOCK_WAIT_MS: Final = 50
 ALTER_WAIT_MS: Final = 2_000
 # A commit of the largest changeset takes seconds.
 STATEMENT_MS_MAX: Final = 120_000
+# A server that is there has ended the statement before: this one is for a network that is not.
+HEAD_SECONDS_MAX: Final = STATEMENT_MS_MAX / 1_000 + 10
+# Reads are of one page, one row, or a count that ends early.
+READ_SECONDS_MAX: Final = 10.0
+# For a connection to be made, or to be taken leave of.
+CONNECT_SECONDS_MAX: Final = 10.0
 # A relay that stopped in the middle of a commit must not hold the head for ever.
 IDLE_MS_MAX: Final = 30_000
 # Pages are read by a few connections at a time; more would only share the same disk.
@@ -46,6 +63,7 @@ POOL_MAX: Final = 4
 _TABLE_BYTES: Final = 4
 _COUNTED_ROWS_MAX: Final = 1_000_000
 _LAST_TABLE: Final = (1 << 31) - 1
+_T = TypeVar("_T")
 _NOW_MS: Final = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
 
@@ -57,15 +75,17 @@ async def open_postgres(url: str, *, schema: str = "public") -> "PostgresStore":
     with translated():
         pool = await asyncpg.create_pool(
             url,
-            min_size=1,
+            # A pool with a floor logs at length that it cannot keep it while Postgres is away.
+            min_size=0,
             max_size=POOL_MAX,
             # A plan cached while a table was empty scans it for ever.
             statement_cache_size=0,
             reset=_keep,
+            command_timeout=READ_SECONDS_MAX,
+            timeout=CONNECT_SECONDS_MAX,
         )
     try:
-        with translated():
-            connection = await asyncpg.connect(url)
+        connection = await _connect(url)
         try:
             realm = await bootstrap(connection, schema)
         except BaseException:
@@ -117,17 +137,18 @@ class PostgresStore:
 
     async def registry(self) -> tuple[Table, ...]:
         """All tables, numbered, parents before children; read again only when it has grown."""
-        with translated():
-            version = await self._pool.fetchval(f"SELECT registry FROM {self._own.head}")
+        async with self._reading() as reader:
+            version = await reader.fetchval(f"SELECT registry FROM {self._own.head}")
             if version != self._registry_seen:
-                self._learn(version, await read_registry(self._pool, self._own))
+                self._learn(version, await read_registry(reader, self._own))
         return self._writer.tables
 
     async def describe(self, tables: Sequence[Table], *, create: bool) -> tuple[Table, ...]:
         """Register and create what is new; see the contract. Kept cells of a column that was
         unknown so far are not written to the table until their rows are edited."""
-        with translated():
-            growth = grow(await read_registry(self._pool, self._own), tables)
+        async with self._reading() as reader:
+            known = await read_registry(reader, self._own)
+        growth = grow(known, tables)
         if not growth.registered:
             return await self.registry()
         if not create:
@@ -135,6 +156,10 @@ class PostgresStore:
                 growth.registered[0].table.name,
                 "is not in the realm, or lacks columns there, and this relay creates none",
             )
+        async with self._turn:
+            return await _to_its_end(self._grow(tables))
+
+    async def _grow(self, tables: Sequence[Table]) -> tuple[Table, ...]:
         async with self._locked(ALTER_WAIT_MS) as (connection, head):
             with translated():
                 known = await read_registry(connection, self._own)
@@ -149,6 +174,23 @@ class PostgresStore:
         self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
     ) -> Greeting:
         """Raise the replica's term and compare histories; see the contract."""
+        async with self._turn:
+            greeting = await _to_its_end(
+                self._greet(replica, acknowledged, nonces, seq=seq, token=token)
+            )
+        async with self._reading() as reader:
+            # Only a first load is long; counting ends where a progress bar would stop to matter.
+            rows = await reader.fetchval(
+                f"SELECT count(*) FROM (SELECT FROM {self._own.documents} WHERE seq > $1 LIMIT $2)"
+                " AS d",
+                seq,
+                _COUNTED_ROWS_MAX,
+            )
+        return replace(greeting, rows=rows)
+
+    async def _greet(
+        self, replica: int, acknowledged: int, nonces: Sequence[bytes], *, seq: int, token: bytes
+    ) -> Greeting:
         own = self._own
         async with self._locked(LOCK_WAIT_MS) as (connection, head):
             with translated():
@@ -182,21 +224,14 @@ class PostgresStore:
                     replica,
                     raised,
                 )
-        with translated():
-            # Only a first load is long; counting ends where a progress bar would stop to matter.
-            rows = await self._pool.fetchval(
-                f"SELECT count(*) FROM (SELECT FROM {own.documents} WHERE seq > $1 LIMIT $2) AS d",
-                seq,
-                _COUNTED_ROWS_MAX,
-            )
-        return Greeting(term, verdict, known, head["seq"], head["now_ms"], rows)
+        return Greeting(term, verdict, known, head["seq"], head["now_ms"], 0)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator["PostgresTransaction"]:
         """Start a commit. When the connection is lost as the block ends, the commit may have
         happened: the numbers that the store holds then say so."""
         with suppress(_Unfinished):
-            async with self._locked(LOCK_WAIT_MS) as (connection, head):
+            async with self._turn, self._locked(LOCK_WAIT_MS) as (connection, head):
                 if head["registry"] != self._registry_seen:
                     with translated():
                         self._learn(head["registry"], await read_registry(connection, self._own))
@@ -221,8 +256,8 @@ class PostgresStore:
             table, key = int.from_bytes(within[:_TABLE_BYTES], "big"), within[_TABLE_BYTES:]
             if table > _LAST_TABLE:
                 raise FormatError("not a place in the feed")
-        with translated():
-            rows = await self._pool.fetch(
+        async with self._reading() as reader:
+            rows = await reader.fetch(
                 _PAGE.format(own=self._own), seq, table, key, rows_max, bytes_max
             )
         head = rows[0]
@@ -238,48 +273,66 @@ class PostgresStore:
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit's (seq, token)."""
-        with translated():
-            row = await self._pool.fetchrow(f"SELECT seq, token FROM {self._own.head}")
+        async with self._reading() as reader:
+            row = await reader.fetchrow(f"SELECT seq, token FROM {self._own.head}")
         assert row is not None, "bootstrap made the head"
         return row["seq"], bytes(row["token"])
 
     async def close(self) -> None:
         """Let go of the database; a commit under way is finished first."""
         async with self._turn:
-            with translated():
-                await self._connection.close()
-                await self._pool.close()
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                    await self._connection.close()
+                    await self._pool.close()
+            except (asyncpg.PostgresError, *CONNECTION_ERRORS):
+                self._connection.terminate()
+                self._pool.terminate()
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Reader]:
+        """A pooled connection. One whose statement ran out of time is given up: the pool would wait
+        for its word on that, too."""
+        with translated():
+            connection = await self._pool.acquire()
+            try:
+                yield connection
+            except (TimeoutError, asyncio.CancelledError):
+                connection.terminate()
+                raise
+            finally:
+                await self._pool.release(connection)
 
     @asynccontextmanager
     async def _locked(self, lock_wait_ms: int) -> AsyncIterator[tuple[Connection, asyncpg.Record]]:
-        """A transaction that holds the head. The head itself is waited for as long as it takes:
-        the relay that holds it is at work, and `lock_wait_ms` counts from then on."""
-        async with self._turn:
-            connection = await self._connected()
-            try:
-                with translated():
-                    await connection.execute(self._begin)
-                    await connection.fetchval(f"SELECT seq FROM {self._own.head} FOR UPDATE")
-                    # Read after the wait, which the head may have moved in.
-                    head = await connection.fetchrow(
-                        f"SELECT seq, registry, {_NOW_MS} AS now_ms,"
-                        " set_config('lock_timeout', $1, true)"
-                        f" FROM {self._own.head}",
-                        str(lock_wait_ms),
-                    )
-                if head is None:
-                    raise StoreError(f"{self._own.head} is empty; restore this schema")
-                yield connection, head
-                with translated():
-                    await connection.execute("COMMIT")
-            except BaseException as error:
-                await _roll_back(connection, error)
-                raise
+        """A transaction that holds the head, for whoever has the turn. The head itself is waited
+        for as long as it takes: the relay that holds it is at work, and `lock_wait_ms` counts
+        from then on."""
+        assert self._turn.locked(), "the head's connection is used in turns"
+        connection = await self._connected()
+        try:
+            with translated():
+                await connection.execute(self._begin)
+                await connection.fetchval(f"SELECT seq FROM {self._own.head} FOR UPDATE")
+                # Read after the wait, which the head may have moved in.
+                head = await connection.fetchrow(
+                    f"SELECT seq, registry, {_NOW_MS} AS now_ms,"
+                    " set_config('lock_timeout', $1, true)"
+                    f" FROM {self._own.head}",
+                    str(lock_wait_ms),
+                )
+            if head is None:
+                raise StoreError(f"{self._own.head} is empty; restore this schema")
+            yield connection, head
+            with translated():
+                await connection.execute("COMMIT")
+        except BaseException as error:
+            await _roll_back(connection, error)
+            raise
 
     async def _connected(self) -> Connection:
         if self._connection.is_closed():
-            with translated():
-                self._connection = await asyncpg.connect(self._url)
+            self._connection = await _connect(self._url)
         return self._connection
 
     def _learn(self, version: int, registered: Sequence[Registered]) -> None:
@@ -310,10 +363,36 @@ def _section(table: int, rows: Sequence[asyncpg.Record]) -> Section:
     return Section(table, tuple(row["key"] for row in rows), tuple(row["document"] for row in rows))
 
 
+async def _connect(url: str) -> Connection:
+    with translated():
+        connection: Connection = await asyncpg.connect(
+            url, timeout=CONNECT_SECONDS_MAX, command_timeout=HEAD_SECONDS_MAX
+        )
+        return connection
+
+
+async def _to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of `work`, which goes on when the caller is cancelled, and the caller then waits
+    for it; cancelled again, it ends the work."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # of interest to nobody any more
+        raise
+
+
 async def _roll_back(connection: Connection, error: BaseException) -> None:
     """Leave the connection clean, or dead: one that was interrupted in the middle of a statement
     may be in any state."""
-    if isinstance(error, Exception) and not connection.is_closed():
+    lost = isinstance(error, ConnectionLost) or not isinstance(error, Exception)
+    if not lost and not connection.is_closed():
         with suppress(asyncpg.PostgresError, *CONNECTION_ERRORS):
             await connection.execute("ROLLBACK")
             return

@@ -6,7 +6,7 @@ from typing import Final
 
 from reunite.cells.register import Value
 from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables
-from reunite_transport.relay.postgres_errors import translated
+from reunite_transport.relay.postgres_errors import ConnectionLost, translated
 from reunite_transport.relay.postgres_rows import RowWriter
 from reunite_transport.relay.store import Accepted, RowChange, RowId, Standing
 
@@ -43,6 +43,7 @@ class PostgresTransaction:
     ) -> None:
         self.seq = seq
         self.now_ms = now_ms
+        self.tables = writer.tables
         self._connection = connection
         self._own = own
         self._writer = writer
@@ -82,6 +83,8 @@ class PostgresTransaction:
             await self._connection.execute("SAVEPOINT attempt")
         try:
             yield
+        except ConnectionLost:
+            raise  # with all that was written on it
         except Exception:
             with translated():
                 await self._connection.execute("ROLLBACK TO attempt; RELEASE attempt")

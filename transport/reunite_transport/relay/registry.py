@@ -20,9 +20,14 @@ from reunite.schema import (
     default_value,
     parents_first,
 )
+from reunite_transport.codec import SCHEMA_VALUES_MAX, schema_size
+from reunite_transport.relay.description import check_description
 
 _RESERVED_NAMES: Final = frozenset({"reunite_rows", "reunite_rejected"})
 _RESERVED_PREFIXES: Final = (OWN_PREFIX, "sqlite_")
+# Every Welcome holds all descriptions in one frame, beside what the client has pending: a fifth
+# of a frame. 2,000 tables of 30 columns take half of it.
+REGISTRY_BYTES_MAX: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ def grow(registry: Sequence[Registered], described: Sequence[Table]) -> Growth:
     """What `described` adds to the registry.
 
     The client's ids are its own numbering and are not read. Raises TableError for a reserved or
-    repeated name, another primary key, and a column that would be a new part of the key.
+    repeated name, another primary key, a column that would be a new part of the key, a table that
+    some side cannot have, and a registry that no Welcome could hold.
     """
     last_id = max((entry.table.id for entry in registry), default=0)
     by_name = {ascii_lower(entry.table.name): entry for entry in registry}
@@ -62,6 +68,7 @@ def grow(registry: Sequence[Registered], described: Sequence[Table]) -> Growth:
         seen.add(folded)
         known = by_name.get(folded)
         if known is None:
+            check_description(table)
             if len(by_name) + len(created) >= TABLES_MAX:
                 raise TableError(table.name, f"the realm has its {TABLES_MAX} tables already")
             last_id += 1
@@ -72,6 +79,7 @@ def grow(registry: Sequence[Registered], described: Sequence[Table]) -> Growth:
         _check_key(known.table, table)
         new = [column for column in table.columns if known.table.column(column.name) is None]
         if new:
+            check_description(replace(known.table, columns=(*known.table.columns, *new)))
             columns = tuple(
                 _addable(column, known.columns_used + place) for place, column in enumerate(new, 1)
             )
@@ -80,12 +88,42 @@ def grow(registry: Sequence[Registered], described: Sequence[Table]) -> Growth:
                 raise TableError(table.name, f"has over {COLUMNS_MAX} columns")
             registered.append(Registered(grown, known.columns_used + len(columns)))
             added += [(grown, column) for column in columns]
+    if registered:
+        by_id = {entry.table.id: entry.table for entry in (*registry, *registered)}
+        _check_names(tuple(by_id.values()), created)
+        _check_size(tuple(by_id.values()), registered[-1].table)
     return Growth(tuple(registered), tuple(created), tuple(added))
 
 
 def ordered(registry: Sequence[Registered]) -> tuple[Table, ...]:
     """The registry's tables, parents before children."""
     return tuple(parents_first([entry.table for entry in registry]))
+
+
+def _check_names(tables: Sequence[Table], created: Sequence[Table]) -> None:
+    """Refuse an index of a table's name: SQLite has one space of names for both, and clients
+    create the tables in any order."""
+    new_names = {ascii_lower(table.name) for table in created}
+    names = {ascii_lower(table.name) for table in tables}
+    for table in tables:
+        taken = names if ascii_lower(table.name) in new_names else new_names
+        for index in table.indexes:
+            if ascii_lower(index.name) in taken:
+                raise TableError(
+                    table.name,
+                    f"its index {index.name!r} has the name of a table; rename one of them",
+                )
+
+
+def _check_size(tables: Sequence[Table], grown: Table) -> None:
+    size, values = schema_size(tables)
+    if size > REGISTRY_BYTES_MAX or values > SCHEMA_VALUES_MAX:
+        raise TableError(
+            grown.name,
+            f"it takes {values} words and {size} bytes to describe the realm's tables with it, over"
+            f" {SCHEMA_VALUES_MAX} and {REGISTRY_BYTES_MAX}; shorten defaults and names, or track"
+            " fewer tables",
+        )
 
 
 def _numbered(table: Table, table_id: int) -> Table:

@@ -70,6 +70,9 @@ class Limits:
     """How late a commit of another relay on the same database may be noticed."""
     store_seconds: float = 15.0
     """How long a client's question waits for a database that is away."""
+    batch_seconds: float = 60.0
+    """How long one commit may take before the relay counts as unhealthy; the largest take
+    seconds."""
     drain_seconds: float = 10.0
     """For the batch under way when the relay stops."""
 
@@ -213,23 +216,26 @@ class Relay:
         while True:
             await asyncio.sleep(self.limits.poll_seconds)
             try:
-                await self.look()
+                async with asyncio.timeout(self.limits.store_seconds):
+                    await self.look()
             except Exception as error:
                 if self._healthy:
-                    _log.warning("the database does not answer: %s", error)
+                    said = str(error) or "no answer in time"
+                    _log.warning("the database does not answer: %s", said)
                 self._healthy = False
             else:
                 self._healthy = True
 
     async def _health(self, request: web.Request) -> web.Response:
-        """For load balancers: 200 while the database answers, else 503."""
+        """For load balancers: 200 while the database answers and commits, else 503."""
+        status = "ok" if self._healthy else "the database does not answer"
+        since = self.flusher.in_flight_since
+        now = asyncio.get_running_loop().time()
+        if since is not None and now - since > self.limits.batch_seconds:
+            status = "a commit does not end"
         return web.json_response(
-            {
-                "status": "ok" if self._healthy else "the database does not answer",
-                "head": self.hub.head,
-                "connections": len(self.connections),
-            },
-            status=200 if self._healthy else 503,
+            {"status": status, "head": self.hub.head, "connections": len(self.connections)},
+            status=200 if status == "ok" else 503,
         )
 
     async def _connect(self, request: web.Request) -> web.StreamResponse:
@@ -255,7 +261,10 @@ class Relay:
         connection = _Connection(self, request, socket)
         self.connections.add(connection)
         try:
-            await socket.prepare(request)
+            try:
+                await socket.prepare(request)
+            except ConnectionError:
+                return web.Response()  # to nobody: the client went away meanwhile
             await connection.run()
         finally:
             self.connections.discard(connection)
@@ -305,7 +314,12 @@ class _Connection:
             self._leave()
             self.session.close()
             self._to_send.set()
-            await asyncio.wait((reader, writer))
+            try:
+                await asyncio.wait((reader, writer))
+            except asyncio.CancelledError:
+                # What the store is asked it finishes, unless it is told twice.
+                reader.cancel()
+                raise
         await self._say_goodbye()
 
     def stop(self) -> None:

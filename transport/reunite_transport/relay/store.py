@@ -99,6 +99,8 @@ class StoreTransaction(Protocol):
     """The number that this commit will have."""
     now_ms: int
     """The database's clock, in milliseconds since 1970 UTC."""
+    tables: tuple[Table, ...]
+    """All tables, as this commit finds them."""
 
     async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
         """The known ones among these replicas."""

@@ -1,0 +1,125 @@
+"""The client's end of a connection: what it says to a relay that is played by hand."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reunite.schema import Table
+from reunite_transport.client_session import ClientSession, Ended, Live
+from reunite_transport.codec import decode, encode
+from reunite_transport.messages import (
+    ClientMessage,
+    Describe,
+    Hello,
+    Page,
+    Pull,
+    Push,
+    Registry,
+    RelayMessage,
+    Verdict,
+    Welcome,
+)
+from tests.engine.peer import START_MS, Peer
+
+REALM = b"a realm's name.."
+WELCOME = Welcome(1, (), REALM, START_MS, START_MS, Verdict.CONTINUE, (), 1, 0, ())
+EMPTY_REALM = Page((), 1, b"", True, b"token 88")
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Peer]:
+    """A file with three tables of a row each, none of them tracked."""
+    statements = [
+        statement
+        for name in ("one", "two", "three")
+        for statement in (
+            f"CREATE TABLE {name} (id INTEGER PRIMARY KEY)",
+            f"INSERT INTO {name} VALUES (1)",
+        )
+    ]
+    peer = Peer(tmp_path / "file.db", 1, *statements)
+    yield peer
+    peer.close()
+
+
+class Played:
+    """A client session, and a relay that numbers what is described only when it is told to."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.session = ClientSession(peer.replica, START_MS)
+        self.registry: list[Table] = []
+        assert [type(message) for message in self.heard()] == [Hello]
+
+    def heard(self) -> list[ClientMessage]:
+        """What the client has said since the last call."""
+        found = [decode(frame, "relay") for frame in self.session.data_to_send()]
+        return [message for message in found if message is not None]
+
+    def say(self, message: RelayMessage) -> list[ClientMessage]:
+        """Say something; what the client says to it. It must not end the session."""
+        self.session.receive(encode(message), START_MS)
+        return self.heard()
+
+    def tick(self) -> list[ClientMessage]:
+        """Let the client notice what happened in its file; what it says to that."""
+        self.session.tick(START_MS)
+        return self.heard()
+
+    def register(self, *tables: Table) -> Registry:
+        """Number these tables; what the relay then tells everybody."""
+        for table in tables:
+            if table.name not in [known.name for known in self.registry]:
+                self.registry.append(replace(table, id=len(self.registry) + 1))
+        return Registry(tuple(self.registry))
+
+    def has_ended(self) -> bool:
+        """True when the session has ended since the last call."""
+        return any(isinstance(event, Ended) for event in self.session.events())
+
+
+def described(messages: list[ClientMessage]) -> tuple[Table, ...]:
+    (message,) = messages
+    assert isinstance(message, Describe)
+    return message.tables
+
+
+def test_a_registry_that_comes_unasked_is_not_the_answer(peer: Peer, tmp_path: Path) -> None:
+    peer.track("one")
+    played = Played(peer)
+    tables = described(played.say(WELCOME))
+    other = Peer(tmp_path / "other.db", 2, "CREATE TABLE theirs (id INTEGER PRIMARY KEY)")
+    other.track("theirs")
+    theirs = other.replica.undescribed()
+    other.close()
+    # Another client's table was registered before ours.
+    assert played.say(played.register(*theirs)) == []
+    assert not played.has_ended()
+    assert played.say(played.register(*tables)) == [Pull(0, b"")]
+    assert [type(message) for message in played.say(EMPTY_REALM)] == [Push]
+    assert Live() in played.session.events()
+
+
+def test_tables_that_are_tracked_while_a_description_is_unanswered_are_described_too(
+    peer: Peer,
+) -> None:
+    played = Played(peer)
+    assert played.say(WELCOME) == [Pull(0, b"")]
+    assert played.say(EMPTY_REALM) == []
+    asked = []
+    for name in ("one", "two", "three"):
+        peer.track(name)
+        asked.append(described(played.tick()))
+        assert played.tick() == []
+    assert [[table.name for table in tables] for tables in asked] == [
+        ["one"],
+        ["one", "two"],
+        ["one", "two", "three"],
+    ]
+    for tables in asked[:2]:
+        assert played.say(played.register(*tables)) == []
+    pushed = played.say(played.register(*asked[2]))
+    assert [type(message) for message in pushed] == [Push, Push, Push]
+    assert not played.has_ended()
