@@ -35,9 +35,9 @@ EDGES = {
         "transport/reunite_transport/codec.py",
     ],
     "pycrdt": ["engine/reunite/cells/yjs.py"],
-    "rich": ["transport/reunite_transport/cli.py", "transport/reunite_transport/demo.py"],
+    "rich": [f"transport/reunite_transport/{name}.py" for name in ("cli", "console", "demo")],
     "sqlalchemy": [f"{RELAY}/postgres_schema.py"],
-    "typer": ["transport/reunite_transport/cli.py", "transport/reunite_transport/demo.py"],
+    "typer": [f"transport/reunite_transport/{name}.py" for name in ("cli", "console", "demo")],
 }
 
 # Time, chance and sockets are passed into the engine; these modules pass them.

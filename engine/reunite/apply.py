@@ -112,7 +112,7 @@ def _local_edits(
     state: State, rows: Mapping[RowRef, Row], documents: Mapping[RowRef, Document]
 ) -> dict[RowRef, Mapping[int, Value]]:
     """What living rows have in the tables of edits that could not leave this file."""
-    found = {}
+    found: dict[RowRef, Mapping[int, Value]] = {}
     marked = [
         ref
         for ref, row in rows.items()
@@ -262,7 +262,9 @@ class _Writer:
         # silently. Without need it is not said: it would overrule the app's triggers too.
         abort = " OR ABORT" if _CONFLICT_CLAUSE.search(shape.tracked.sql or "") else ""
         self.insert = f"INSERT{abort} INTO {on} ({names}) VALUES ({marks})"
-        self.upsert = f"{self.insert} ON CONFLICT ({key}) DO {action}"
+        # By another name, since in a table that is called `excluded` that word means the table.
+        upsert = f"INSERT{abort} INTO {on} AS reunite_target ({names}) VALUES ({marks})"
+        self.upsert = f"{upsert} ON CONFLICT ({key}) DO {action}"
         where = " AND ".join(f"{quoted(column.name)} = ?" for column in table.key)
         self.delete = f"DELETE FROM {on} WHERE {where}"
 

@@ -31,7 +31,7 @@ def take_registry(state: State, tables: Sequence[Table]) -> None:
     for table in parents_first(tables):
         known = by_registry.get(table.id) or by_name.get(ascii_lower(table.name))
         if known is None:
-            _create(state, table)
+            _create(state, table, tables)
             changed = True
         elif known.remote != table:
             joined |= _renumber(state, known, table)
@@ -61,7 +61,7 @@ def left_alone(state: State) -> list[str]:
     return [t.table.name for t in state.tables.values() if not t.tracked]
 
 
-def _create(state: State, table: Table) -> None:
+def _create(state: State, table: Table, realm: Sequence[Table]) -> None:
     number = max(state.tables, default=0) + 1
     exists = state.conn.execute(
         "SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table.name,)
@@ -73,10 +73,10 @@ def _create(state: State, table: Table) -> None:
             ascii_lower(name)
             for (name,) in state.conn.execute("SELECT name FROM sqlite_master").fetchall()
         }
-        tracked = Tracked(number, table, True, table)
+        tracked = Tracked(number, _with_parents_of(realm, table), True, table)
         state.conn.execute("SAVEPOINT reunite_create")
         try:
-            for statement in create_statements(table, taken):
+            for statement in create_statements(tracked.table, taken):
                 state.conn.execute(statement)
         except sqlite3.OperationalError:
             # This SQLite cannot have the table (a newer one could): its rows are kept as documents,
@@ -93,6 +93,26 @@ def _create(state: State, table: Table) -> None:
         install(state.conn, tracked)
     save_table(state.conn, tracked)
     state.tables = {**state.tables, number: tracked}
+
+
+def _with_parents_of(realm: Sequence[Table], table: Table) -> Table:
+    """The table without foreign keys that SQLite could not follow here: with them it would refuse
+    every write. The parent may not be of the realm, or be unique only by an index that does not
+    travel; the relay and the file that it comes from hold what they can."""
+    keys = {
+        ascii_lower(parent.name): [
+            {ascii_lower(column.name) for column in parent.key},
+            *({ascii_lower(c) for c in index.columns} for index in parent.indexes if index.unique),
+        ]
+        for parent in realm
+    }
+    kept = tuple(
+        foreign_key
+        for foreign_key in table.foreign_keys
+        if {ascii_lower(name) for name in foreign_key.parent_columns}
+        in keys.get(ascii_lower(foreign_key.parent), [])
+    )
+    return replace(table, foreign_keys=kept)
 
 
 def _renumber(state: State, known: Tracked, remote: Table) -> set[RowRef]:

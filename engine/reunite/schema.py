@@ -7,7 +7,8 @@ and names are checked by the rules here and quoted by whoever writes DDL from th
 
 import re
 import sqlite3
-from collections.abc import Sequence
+import zlib
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any, Final
@@ -47,6 +48,8 @@ _LITERAL: Final = re.compile(
 )
 _REFUSED_KEY_TYPES: Final = frozenset({"real", "numeric"})
 OWN_PREFIX: Final = "_reunite_"
+# Every table of Postgres has these; it refuses others of the name.
+_POSTGRES_COLUMNS: Final = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
 _OWN_NAMES: Final = frozenset({"reunite_rows", "reunite_rejected"})
 
 
@@ -169,11 +172,12 @@ def read_table(conn: sqlite3.Connection, name: str) -> Table:
                 key=pk,
             )
         )
+    stored = {ascii_lower(column.name) for column in columns}
     table = Table(
         name=name,
         columns=tuple(columns),
-        foreign_keys=_foreign_keys(conn, name),
-        indexes=_indexes(conn, name),
+        foreign_keys=_foreign_keys(conn, name, stored),
+        indexes=_indexes(conn, name, stored),
         without_rowid=without_rowid,
         strict=strict,
         autoincrement=re.search(r"\bAUTOINCREMENT\b", sql or "", re.IGNORECASE) is not None,
@@ -328,7 +332,8 @@ def _literal(default: str | None) -> str | None:
     return text if _LITERAL.fullmatch(text) else None
 
 
-def _foreign_keys(conn: sqlite3.Connection, name: str) -> tuple[ForeignKey, ...]:
+def _foreign_keys(conn: sqlite3.Connection, name: str, stored: Set[str]) -> tuple[ForeignKey, ...]:
+    """Those over stored columns: generated ones do not travel."""
     rows = conn.execute(
         'SELECT id, "table", "from", "to", on_update, on_delete FROM pragma_foreign_key_list(?)'
         " ORDER BY id DESC, seq",
@@ -346,13 +351,16 @@ def _foreign_keys(conn: sqlite3.Connection, name: str) -> tuple[ForeignKey, ...]
             theirs = [key[0] for key in keys]
         if len(theirs) != len(mine):
             continue  # refers to a table or a key that does not exist: it constrains nothing
-        found.append(
-            ForeignKey(tuple(row[2] for row in mine), parent, tuple(theirs), mine[0][5], mine[0][4])
+        foreign_key = ForeignKey(
+            tuple(row[2] for row in mine), parent, tuple(theirs), mine[0][5], mine[0][4]
         )
+        if {ascii_lower(column) for column in foreign_key.columns} <= stored:
+            found.append(foreign_key)
     return tuple(found)
 
 
-def _indexes(conn: sqlite3.Connection, name: str) -> tuple[Index, ...]:
+def _indexes(conn: sqlite3.Connection, name: str, stored: Set[str]) -> tuple[Index, ...]:
+    """Plain ones over stored columns. A name that Postgres would cut becomes another."""
     found = []
     for index, unique, origin, partial in conn.execute(
         'SELECT name, "unique", origin, partial FROM pragma_index_list(?) ORDER BY seq DESC',
@@ -364,7 +372,12 @@ def _indexes(conn: sqlite3.Connection, name: str) -> tuple[Index, ...]:
             "SELECT name, cid, coll FROM pragma_index_xinfo(?) WHERE key = 1 ORDER BY seqno",
             (index,),
         ).fetchall()
-        if all(cid >= 0 and collation == "BINARY" for _, cid, collation in over):
+        if all(
+            cid >= 0 and collation == "BINARY" and ascii_lower(column) in stored
+            for column, cid, collation in over
+        ):
+            if len(index.encode()) > NAME_BYTES_MAX:
+                index = f"index_{zlib.crc32(index.encode()):08x}"
             found.append(Index(index, tuple(column for column, _, _ in over), bool(unique)))
     return tuple(found)
 
@@ -405,6 +418,12 @@ def _check_names(table: Table) -> None:
             raise TableError(
                 table.name,
                 f"the name {name!r} does not fit Postgres's {NAME_BYTES_MAX} bytes; rename it",
+            )
+    for column in table.columns:
+        if column.name in _POSTGRES_COLUMNS:
+            raise TableError(
+                table.name,
+                f"Postgres keeps the column name {column.name!r} for itself; rename the column",
             )
     if len(table.columns) > COLUMNS_MAX:
         raise TableError(table.name, f"has over {COLUMNS_MAX} columns, which Postgres cannot hold")

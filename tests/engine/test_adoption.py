@@ -213,3 +213,29 @@ def test_adopted_rows_with_a_unique_value_that_the_realm_has_elsewhere_wedge_not
     assert b.states("users")[1] == "blocked"
     assert b.rows("SELECT id FROM users WHERE email = 'x'") == [(2,)]
     assert b.differences() == []
+
+
+def test_a_copy_with_a_further_column_at_its_default_joins_silently(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a = person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6")
+    relay.sync(a)
+    b = make_peer(PEOPLE, "INSERT INTO people VALUES (1, 'Ann', 5), (2, 'Bob', 6)")
+    b.write("ALTER TABLE people ADD COLUMN city TEXT DEFAULT 'Rome'", "ALTER TABLE people ADD note")
+    b.track("people")
+    relay.sync(b, a)
+    assert a.rejected() == b.rejected() == []
+    assert a.replica.queued() == b.replica.queued() == 0
+    assert b.rows("SELECT id, city, note FROM people") == [(1, "Rome", None), (2, "Rome", None)]
+    assert a.differences() == b.differences() == []
+
+
+def test_a_copy_with_a_further_column_that_was_filled_in_is_another_file(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    relay.sync(person(make_peer, "1, 'Ann', 5"))
+    b = make_peer(PEOPLE, "INSERT INTO people VALUES (1, 'Ann', 5)")
+    b.write("ALTER TABLE people ADD COLUMN city TEXT", "UPDATE people SET city = 'Rome'")
+    b.track("people")
+    with pytest.raises(AdoptionConflict):
+        relay.sync(b)

@@ -128,3 +128,37 @@ def test_tables_follow_when_edits_are_stamped_again(make_peer: MakePeer, relay: 
     relay.greet(a.replica)
     assert a.rows("SELECT title, n FROM todo") == [("theirs", 1)]
     assert a.differences() == []
+
+
+def test_edits_of_a_clock_that_was_put_right_do_not_come_from_the_future(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = pair(make_peer, relay)
+    a.commit("UPDATE todo SET title = 'x'", at=10 * MINUTE)
+    a.commit("UPDATE todo SET title = 'y'", at=10 * MINUTE + 1)
+    a.write("UPDATE todo SET n = 6")
+    a.fold()
+    a.clock.ms = START_MS + MINUTE
+    link = relay.connect(a)
+    link.push()
+    assert link not in relay.links
+    assert time_of(a.document("todo", 1).latest()) == time_at(MINUTE) + 2
+    relay.sync(a, b)
+    assert a.rejected() == []
+    assert a.rows("SELECT title, n FROM todo") == b.rows("SELECT title, n FROM todo") == [("y", 6)]
+
+
+def test_edits_of_a_measured_clock_that_was_put_right_do_not_come_from_the_future(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = pair(make_peer, relay)
+    relay.ahead_ms[a.replica] = 10 * MINUTE
+    a.clock.ms = START_MS + 10 * MINUTE
+    relay.sync(a)
+    a.commit("UPDATE todo SET title = 'x'", at=10 * MINUTE + 1)
+    del relay.ahead_ms[a.replica]
+    a.clock.ms = START_MS + MINUTE
+    relay.greet(a.replica)
+    assert time_of(a.document("todo", 1).latest()) == time_at(MINUTE)
+    relay.sync(a, b)
+    assert b.rows("SELECT title FROM todo") == [("x",)]

@@ -6,7 +6,7 @@ import pytest
 
 from reunite.document import cell_key
 from reunite.errors import TableError
-from reunite.schema import PROVISIONAL_ID
+from reunite.schema import PROVISIONAL_ID, Column, Index, Table, from_wire, to_wire
 from tests.engine.conftest import MakePeer
 from tests.engine.loopback import Relay
 
@@ -160,3 +160,49 @@ def test_an_edit_of_a_column_that_both_added_is_merged_with_the_other(
     relay.sync(a, b)
     assert a.rows("SELECT note FROM todo") == b.rows("SELECT note FROM todo") == [("later",)]
     assert a.document("todo", 1) == b.document("todo", 1)
+
+
+# Descriptions that are sound and that no SQLite, or not this one, can make a table of.
+IMPOSSIBLE = {
+    "strict": Table(
+        "odd",
+        (
+            Column("id", 1, "INTEGER", "integer", key=1),
+            Column("a", 2, "VARCHAR(10)", "text"),
+        ),
+        strict=True,
+    ),
+    "autoincrement": Table(
+        "odd",
+        (Column("id", 1, "BIGINT", "integer", key=1), Column("a", 2, "TEXT", "text")),
+        autoincrement=True,
+    ),
+    "index": Table(
+        "odd",
+        (Column("id", 1, "INTEGER", "integer", key=1), Column("a", 2, "TEXT", "text")),
+        indexes=(Index("i", ("a",)), Index("i", ("id",))),
+    ),
+}
+
+
+@pytest.mark.parametrize("table", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_table_that_cannot_be_made_here_is_left_alone_and_its_rows_are_kept(
+    table: Table, make_peer: MakePeer, relay: Relay
+) -> None:
+    assert from_wire(to_wire(table)) == table
+    a, b = make_peer(TODO, ROW), make_peer()
+    a.track("todo")
+    relay.register(table)
+    relay.edit("odd", (1,), at=100, a="kept")
+    relay.sync(a, b)
+    for peer in (a, b):
+        assert peer.replica.standing().left_alone == ("odd",)
+        assert peer.rows("SELECT name FROM sqlite_master WHERE name = 'odd'") == []
+        assert peer.values("odd", 1) == {"a": "kept"}
+    relay.edit("odd", (1,), at=200, a="kept on")
+    a.write("UPDATE todo SET a = 'goes on'")
+    relay.sync(a, b)
+    assert b.rows("SELECT a FROM todo") == [("goes on",)]
+    assert b.values("odd", 1) == {"a": "kept on"}
+    assert b.replica.queued() == 0
+    assert b.differences() == []

@@ -1,7 +1,10 @@
 """Copied and restored files: they become replicas of their own and lose and double nothing."""
 
+import pytest
+
+from reunite.payload import Statement
 from tests.engine.conftest import MakePeer
-from tests.engine.loopback import Relay
+from tests.engine.loopback import REALM, Relay
 from tests.engine.peer import Peer
 
 TODO = "CREATE TABLE todo (id INTEGER PRIMARY KEY, title TEXT)"
@@ -97,3 +100,90 @@ def test_what_was_sent_and_never_arrived_is_sent_again_as_it_was(
     (lost,) = a.replica.outgoing(changesets_max=9, bytes_max=1 << 20)
     relay.sync(a)
     assert relay.pushed[-1] == lost
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_what_strangers_write_between_greeting_and_welcome_is_kept(
+    fork: bool, make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = original(make_peer, relay), make_peer()
+    a.commit("UPDATE todo SET title = 'ours'", at=100)
+    a.replica.greeting()
+    a.write("UPDATE todo SET title = 'a stranger''s'", at=200)
+    a.replica.welcome(realm=REALM, offset_ms=50_000, fork=fork, known=())
+    assert a.rows(TITLES) == [(1, "a stranger's")]
+    relay.sync(a, b)
+    assert a.rows(TITLES) == b.rows(TITLES) == [(1, "a stranger's")]
+    assert a.differences() == []
+
+
+def test_what_strangers_write_before_a_commit_is_known_is_kept(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = original(make_peer, relay), make_peer()
+    link = relay.connect(a)
+    a.commit("UPDATE todo SET title = 'ours'", at=100)
+    link.push()
+    link.close()
+    # As where the relay drops an edit whose cause is gone: the row goes back to what it was.
+    a.replica.receive(Statement((), relay.head, b"a token.", True))
+    a.write("UPDATE todo SET title = 'a stranger''s'", at=200)
+    a.replica.know([(link.sent, relay.head)])
+    assert a.rows(TITLES) == [(1, "a stranger's")]
+    relay.sync(a, b)
+    assert a.rows(TITLES) == b.rows(TITLES) == [(1, "a stranger's")]
+    assert a.differences() == []
+
+
+def test_a_row_whose_insert_is_in_and_has_not_arrived_is_whole_after_a_fork(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a = original(make_peer, relay)
+    a.write("ALTER TABLE todo ADD COLUMN note TEXT")
+    a.commit("INSERT INTO todo VALUES (2, 'inserted', 'noted')", at=100)
+    b = make_peer(copy_of=a)
+    a.commit("INSERT INTO todo VALUES (3, 'after the copy', NULL)", at=150)
+    relay.sync(a)
+    b.commit("UPDATE todo SET title = 'updated' WHERE id = 2", at=200)
+    replica = b.replica.standing().replica
+    relay.greet(b.replica)
+    assert b.replica.standing().replica != replica
+    row = "SELECT title, note FROM todo WHERE id = 2"
+    assert b.rows(row) == [("updated", "noted")]
+    assert b.differences() == []
+    relay.sync(b, a)
+    assert a.rows(row) == b.rows(row) == [("updated", "noted")]
+
+
+def test_a_commit_that_waits_acknowledges_nothing_after_a_fork(make_peer: MakePeer) -> None:
+    relay = Relay(page_rows=1)
+    a = make_peer("CREATE TABLE person (id INTEGER PRIMARY KEY, email TEXT UNIQUE)")
+    a.track("person")
+    a.commit("INSERT INTO person VALUES (1, 'one'), (2, 'two')")
+    relay.sync(a)
+    link = relay.connect(a)
+    a.commit("UPDATE person SET email = 'committed' WHERE id = 2")
+    a.commit("UPDATE person SET email = 'same' WHERE id = 1")
+    committed, _ = a.replica.outgoing(changesets_max=9, bytes_max=1 << 20)
+    # What arrives collides with the pending row, so it waits, and the acknowledgement behind it.
+    relay.edit("person", (5,), at=100, email="same")
+    assert relay.take(link, committed) is None
+    link.deliver()
+    assert not a.replica.receive(relay.pages(a.replica)[0][0])
+    link.close()
+    # The page after next says that nobody collides any longer.
+    relay.edit("person", (5,), at=200, email="other")
+    a.replica.welcome(
+        realm=REALM, offset_ms=0, fork=True, known=[(committed.number, relay.head - 1)]
+    )
+    a.commit("INSERT INTO person VALUES (3, 'three')")
+    anew = a.replica.outgoing(changesets_max=9, bytes_max=1 << 20)
+    assert committed.number in [changeset.number for changeset in anew]
+    for page, within in relay.pages(a.replica):
+        a.replica.receive(page, within=within)
+    assert a.replica.position().seq == relay.head
+    assert a.replica.queued() == len(anew)
+    relay.sync(a)
+    assert relay.stated("person", 3) == {"email": "three"}
+    assert relay.stated("person", 1) == {"email": "same"}
+    assert a.differences() == []

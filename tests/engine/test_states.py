@@ -128,3 +128,31 @@ def test_a_mark_is_reached_when_all_work_before_it_is_resolved(peer: Peer, relay
     assert peer.replica.has_reached(relay.head, mark)
     assert not peer.replica.has_reached(relay.head + 1, mark)
     assert not peer.replica.has_reached(relay.head, peer.replica.outbox_mark())
+
+
+def test_a_script_that_resets_all_sequences_does_not_disorder_the_outbox(
+    peer: Peer, relay: Relay
+) -> None:
+    for number in (1, 2):
+        peer.write(f"INSERT INTO todo VALUES ({number}, 'before')", "DELETE FROM sqlite_sequence")
+        peer.fold()
+    peer.commit("UPDATE todo SET title = 'after'")
+    peer.write("DELETE FROM sqlite_sequence", "DELETE FROM todo WHERE id = 2")
+    relay.sync(peer)
+    assert len(relay.pushed) == 4
+    assert relay.stated("todo", 1) == {"title": "after"}
+    assert relay.stated("todo", 2) == {}
+    peer.write("DELETE FROM sqlite_sequence", "INSERT INTO todo VALUES (3, 'next')")
+    relay.sync(peer)
+    assert relay.stated("todo", 3) == {"title": "next"}
+    assert peer.replica.queued() == 0
+    assert peer.differences() == []
+
+
+def test_a_mark_never_names_work_that_was_done_after_it(peer: Peer, relay: Relay) -> None:
+    peer.commit("INSERT INTO todo VALUES (1, 'milk')")
+    relay.sync(peer)
+    mark = peer.replica.outbox_mark()
+    for number in (2, 3):
+        peer.commit(f"INSERT INTO todo VALUES ({number}, 'later')")
+        assert peer.replica.has_reached(relay.head, mark)

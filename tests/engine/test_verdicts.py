@@ -5,6 +5,7 @@ import json
 import pytest
 
 from reunite.document import Document, decode
+from reunite.keys import unpack_key
 from reunite.replica import Outgoing
 from tests.engine.conftest import MakePeer
 from tests.engine.loopback import Refusal, Relay, RowId
@@ -289,3 +290,82 @@ def test_a_refused_adopted_row_that_is_deleted_is_forgotten(
     assert a.replica.queued() == 0
     assert a.states("todo") == {}
     assert a.differences() == []
+
+
+def test_a_row_is_synced_when_its_later_work_was_refused_before_its_earlier_work_was_in(
+    pair: tuple[Peer, Peer], relay: Relay
+) -> None:
+    a, _ = pair
+    a.commit("UPDATE todo SET n = 6")
+    a.commit("UPDATE todo SET title = 'bad'")
+    link = relay.connect(a)
+    earlier, later = a.replica.outgoing(changesets_max=9, bytes_max=1 << 20)
+    assert relay.take(link, earlier) is None
+    a.replica.reject(later.number, later.nonce, "constraint", "no")
+    assert a.states("todo") == {1: "sent"}
+    link.deliver()
+    assert a.states("todo") == {1: "synced"}
+    assert a.line("todo", 1).visible is None
+    assert a.rows("SELECT title, n FROM todo") == [("milk", 6)]
+
+
+def test_a_delete_of_a_row_whose_insert_was_refused_takes_nothing_else_with_it(
+    pair: tuple[Peer, Peer], relay: Relay
+) -> None:
+    a, b = pair
+    a.commit("INSERT INTO todo VALUES (2, 'bad', 0)")
+    a.commit("DELETE FROM todo WHERE id = 2", "UPDATE todo SET n = 6 WHERE id = 1")
+    refuse_value(relay, "bad")
+    relay.sync(a, b)
+    assert a.rows("SELECT id, n FROM todo") == b.rows("SELECT id, n FROM todo") == [(1, 6)]
+    assert [(line[1], line[2], line[3]) for line in a.rejected()] == [(2, "insert", "constraint")]
+    assert a.replica.queued() == 0
+    assert a.states("todo") == {1: "synced"}
+    assert a.differences() == []
+
+
+def pushed_keys(relay: Relay, after: int) -> list[list[object]]:
+    """The keys of each changeset that was pushed, taken or refused, after so many others."""
+    return [
+        [unpack_key(key)[0] for section in changeset.rows for key in section.keys]
+        for changeset in relay.pushed[after:]
+    ]
+
+
+def test_loose_work_is_tried_again_at_the_end_once_before_it_is_split_and_then_row_by_row(
+    pair: tuple[Peer, Peer], relay: Relay
+) -> None:
+    a, b = pair
+    a.write(*(f"INSERT INTO todo VALUES ({n}, 'ok', 0)" for n in range(2, 6)))
+    a.write("UPDATE todo SET title = 'bad' WHERE id = 2")
+    a.fold()
+    a.write("INSERT INTO todo VALUES (10, 'later', 0)")
+    refuse_value(relay, "bad")
+    before = len(relay.pushed)
+    relay.sync(a, b)
+    assert pushed_keys(relay, before) == [
+        [2, 3, 4, 5],
+        [10],
+        [2, 3, 4, 5],
+        [2, 3],
+        [2],
+        [3],
+        [4, 5],
+        [2],
+    ]
+    assert [(line[1], line[2]) for line in a.rejected()] == [(2, "insert")]
+    assert [key for key, _ in b.rows(TITLES)] == [1, 3, 4, 5, 10]
+
+
+def test_loose_work_that_later_work_builds_on_keeps_its_place(
+    pair: tuple[Peer, Peer], relay: Relay
+) -> None:
+    a, b = pair
+    a.write("INSERT INTO todo VALUES (2, 'bad', 0), (3, 'ok', 0)")
+    a.fold()
+    a.write("UPDATE todo SET n = 7 WHERE id = 3")
+    refuse_value(relay, "bad")
+    before = len(relay.pushed)
+    relay.sync(a, b)
+    assert pushed_keys(relay, before) == [[2, 3], [2], [3], [3], [2]]
+    assert b.rows("SELECT id, n FROM todo") == [(1, 5), (3, 7)]

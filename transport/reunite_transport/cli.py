@@ -9,10 +9,8 @@ nothing; all else goes through `Database`.
 """
 
 import asyncio
-import json
 import logging
 import os
-import re
 import signal
 import sqlite3
 import sys
@@ -27,7 +25,6 @@ from typing import Annotated, Final, cast
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -40,6 +37,7 @@ from reunite.replica import Replica
 from reunite.schema import quoted, read_table, table_names
 from reunite.verify import verify as differences_of
 from reunite_transport.client_session import Event, GaveUp, Received
+from reunite_transport.console import complain, console, counted, plain, print_json, shown_key
 from reunite_transport.relay.embedded import EmbeddedPostgresError
 from reunite_transport.sync import Sync
 
@@ -62,8 +60,6 @@ STATUS_NOTES: Final = {
 }
 # What the command line itself raises for arguments that it cannot take.
 WRONG_CALL: Final = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
-# Without a terminal nothing is wrapped or cut.
-UNBOUNDED_COLUMNS: Final = 10_000
 
 POSTGRES_HELP: Final = "Use this Postgres; the variable PGPASSWORD may hold its password."
 DATA_HELP: Final = "Where the embedded Postgres lives; default: $XDG_DATA_HOME/reunite-data."
@@ -88,6 +84,9 @@ Adopt = StrEnum("Adopt", ["THEIRS", "OURS"])
 
 def main() -> None:
     """The console script: runs a command; every failure is one line on stderr, no traceback."""
+    # Started without one of them: what is said goes nowhere, and the work is done.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is shown escaped.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -101,13 +100,13 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 128 + signal.SIGINT
     except UsageError as error:
-        _complain(str(error))
+        complain(str(error))
         code = 1 if isinstance(error.__cause__, OSError) else 2
     except (ReuniteError, EmbeddedPostgresError, OSError, sqlite3.Error, UnicodeError) as error:
-        _complain(str(error) or type(error).__name__)
+        complain(str(error) or type(error).__name__)
         code = 1
     except WRONG_CALL as error:
-        _complain(error.format_message())
+        complain(error.format_message())
         code = 2
     sys.exit(code or 0)
 
@@ -162,11 +161,11 @@ def relay(
         ) as running:
             shown = {"url": running.url, "postgres": run.without_password(running.postgres)}
             if as_json:
-                _print_json(shown)
+                print_json(shown)
             else:
                 shown |= {} if running.data is None else {"data": str(running.data)}
                 for name, value in shown.items():
-                    typer.echo(f"{name:<9} {_plain(value)}")
+                    typer.echo(f"{name:<9} {plain(value)}")
             sys.stdout.flush()
             await asyncio.Event().wait()
 
@@ -212,13 +211,13 @@ def track(
     if as_json:
         rows = [{"name": name, "rows": count_by_name[name]} for name in tracked]
         already = [name for name in count_by_name if name not in tracked]
-        _print_json({"file": str(file), "tracked": rows, "already": already, "wal": switched})
+        print_json({"file": str(file), "tracked": rows, "already": already, "wal": switched})
         return
     if switched:
-        typer.echo(f"switched {_plain(file)} to WAL mode: it has -wal and -shm files while open")
+        typer.echo(f"switched {plain(file)} to WAL mode: it has -wal and -shm files while open")
     for name, count in count_by_name.items():
-        known = _counted(count, "row") if name in tracked else "was tracked before"
-        typer.echo(f"tracking {_plain(name)}: {known}")
+        known = counted(count, "row") if name in tracked else "was tracked before"
+        typer.echo(f"tracking {plain(name)}: {known}")
 
 
 @app.command()
@@ -250,7 +249,7 @@ def status(file: File, as_json: Json = False) -> None:
     }
     if as_json:
         rows = [{"name": name, "rows": count_by_name.get(name)} for name in tracked]
-        _print_json({"file": str(file), **facts, "tables": rows})
+        print_json({"file": str(file), **facts, "tables": rows})
         return
     for name, fact in facts.items():
         if isinstance(fact, list):
@@ -259,15 +258,15 @@ def status(file: File, as_json: Json = False) -> None:
         # What is about trouble is shown when there is any.
         if fact or not note:
             typer.echo(
-                f"{name.replace('_', ' '):<10} {'none yet' if fact is None else _plain(fact)}{note}"
+                f"{name.replace('_', ' '):<10} {'none yet' if fact is None else plain(fact)}{note}"
             )
     listing = Table("table", box=None, pad_edge=False)
     listing.add_column("rows", justify="right")
     for name in tracked:
         # A table that was dropped is let go at the next sync.
-        listing.add_row(Text(_plain(name)), f"{count_by_name[name]:,}" if name in here else "gone")
+        listing.add_row(Text(plain(name)), f"{count_by_name[name]:,}" if name in here else "gone")
     typer.echo()
-    _console().print(listing)
+    console().print(listing)
 
 
 @app.command()
@@ -286,15 +285,13 @@ def verify(file: File, as_json: Json = False) -> None:
         rows = sum(_count(replica.conn, each) for each in tracked & {*table_names(replica.conn)})
     if as_json:
         listed = [difference._asdict() for difference in found]
-        _print_json(
-            {"file": str(file), "tables": len(tracked), "rows": rows, "differences": listed}
-        )
+        print_json({"file": str(file), "tables": len(tracked), "rows": rows, "differences": listed})
     else:
         for table, key, column, message in found[:DIFFERENCES_SHOWN_MAX]:
-            place = [table, None if key is None else _shown_key(key), column]
-            typer.echo(_plain(f"{' '.join(part for part in place if part is not None)}: {message}"))
-        outcome = _counted(len(found), "difference") if found else "all equal"
-        typer.echo(f"{_counted(rows, 'row')} in {_counted(len(tracked), 'table')}: {outcome}")
+            place = [table, None if key is None else shown_key(key), column]
+            typer.echo(plain(f"{' '.join(part for part in place if part is not None)}: {message}"))
+        outcome = counted(len(found), "difference") if found else "all equal"
+        typer.echo(f"{counted(rows, 'row')} in {counted(len(tracked), 'table')}: {outcome}")
     if found:
         raise typer.Exit(1)
 
@@ -338,7 +335,7 @@ def sync(
                     await watch.until_caught_up(running, first_load=first_load)
                     await _report(db, watch, as_json=as_json)
                     if not once:
-                        _complain("in sync; Ctrl-C ends it")
+                        complain("in sync; Ctrl-C ends it")
                         await watch.follow(running)
                 except asyncio.CancelledError:
                     if not as_json:
@@ -395,19 +392,19 @@ class _Watch:
         """One line on stderr for each changeset that was given up, and, unless that is how it
         will end anyway, one for what keeps sync from going on."""
         for given_up in self.rejections[self._printed :]:
-            rows = ", ".join(f"{table} {_shown_key(key)}" for table, key in given_up.rows[:3])
+            rows = ", ".join(f"{table} {shown_key(key)}" for table, key in given_up.rows[:3])
             rows += f" and {len(given_up.rows) - 3} more" if len(given_up.rows) > 3 else ""
             what = f"rejected ({given_up.reason}): {rows}: {given_up.message}"
-            _complain(f"{what}; kept in reunite_rejected")
+            complain(f"{what}; kept in reunite_rejected")
         self._printed = len(self.rejections)
         status = running.status
         if status.state == "live" and self._said:
             self._said = None
-            _complain("connected again")
+            complain("connected again")
         trouble = str(status.last_error or "")
         if self._timeout is None and status.state == "offline" and trouble not in ("", self._said):
             self._said = trouble
-            _complain(f"{trouble}; trying again")
+            complain(f"{trouble}; trying again")
 
     def _check_patience(self, running: Sync, idle_seconds: float) -> None:
         status = running.status
@@ -419,17 +416,17 @@ class _Watch:
         if status.state == "live" and idle_seconds > LIVE_IDLE_SECONDS_MAX:
             raise SyncError(
                 f"the relay answered nothing for {idle_seconds:.0f} s;"
-                f" {_counted(status.queued, 'changeset')} stay in the file, sync again later"
+                f" {counted(status.queued, 'changeset')} stay in the file, sync again later"
             )
 
 
 @contextmanager
 def _bar(*, shown: bool) -> Iterator[Callable[[Sync], None]]:
     """A bar on stderr for the first load, where there is a terminal to show it."""
-    console = _console(stderr=True)
+    screen = console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+    hidden = not (shown and screen.is_terminal)
+    with Progress(*columns, console=screen, transient=True, disable=hidden) as progress:
         task = progress.add_task("connecting", total=None)
 
         def show(running: Sync) -> None:
@@ -448,13 +445,13 @@ async def _report(db: Database, watch: _Watch, *, as_json: bool) -> None:
     left_alone = list(standing.left_alone)
     if as_json:
         rejected = [asdict(each) for each in watch.rejections]
-        _print_json({**outcome, "rejected": rejected, "left_alone": left_alone})
+        print_json({**outcome, "rejected": rejected, "left_alone": left_alone})
         return
     for name in left_alone:
-        _complain(f"table {name!r} is not tracked here and was left alone; see `reunite track`")
-    came, waits = _counted(watch.received, "row"), _counted(standing.pending, "changeset")
+        complain(f"table {name!r} is not tracked here and was left alone; see `reunite track`")
+    came, waits = counted(watch.received, "row"), counted(standing.pending, "changeset")
     refused = f", {standing.rejected:,} rejected" if standing.rejected else ""
-    typer.echo(f"{_plain(db.path)}: {came} received, {waits} pending{refused}")
+    typer.echo(f"{plain(db.path)}: {came} received, {waits} pending{refused}")
     sys.stdout.flush()
 
 
@@ -485,11 +482,11 @@ def demo(as_json: Json = False) -> None:
     from reunite_transport.relay.run import Stopped, run_until_stopped
 
     try:
-        outcome = run_until_stopped(play(None if as_json else _console()))
+        outcome = run_until_stopped(play(None if as_json else console()))
     except Stopped as stopped:
         raise typer.Exit(128 + stopped.signal) from None
     if as_json:
-        _print_json(outcome._asdict())
+        print_json(outcome._asdict())
     if not outcome.equal:
         raise typer.Exit(1)
 
@@ -529,42 +526,3 @@ def _tracked(file: Path) -> Iterator[Replica]:
 def _count(conn: sqlite3.Connection, table: str) -> int:
     found: int = conn.execute(f"SELECT count(*) FROM {quoted(table)}").fetchone()[0]
     return found
-
-
-# Output.
-
-
-def _console(*, stderr: bool = False) -> Console:
-    """A console that takes text as it is: no markup, no emoji names, no colours for numbers."""
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = UNBOUNDED_COLUMNS
-    return console
-
-
-def _complain(message: str) -> None:
-    """One line on stderr, whatever the message holds."""
-    line = " ".join(part.strip() for part in message.splitlines())
-    typer.echo(f"reunite: {_plain(line)}", err=True)
-
-
-def _plain(text: object) -> str:
-    """Text with what would control the terminal made visible."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
-
-
-# Control characters, line ends, changes of direction, and bytes that are not UTF-8.
-_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def _print_json(value: object) -> None:
-    """One line; a blob, which JSON has not, as {"blob": hex}, as `reunite_rejected` does."""
-    typer.echo(json.dumps(value, default=lambda blob: {"blob": blob.hex()}))
-
-
-def _shown_key(key: object) -> str:
-    return f"X'{key.hex()}'" if isinstance(key, bytes) else str(key)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -348,11 +348,13 @@ def test_a_join_is_never_larger_than_its_bound(a: Document, b: Document) -> None
 def test_a_commit_does_not_wait_for_a_pooled_connection(postgres_url: str) -> None:
     async def scenario(r: Realm) -> None:
         taken = [await r.store._pool.acquire() for _ in range(POOL_MAX)]
-        async with asyncio.timeout(20):
-            outcome = await r.commit(changeset(A, 1, entries((1, person(at(r.now, A))))))
+        try:
+            async with asyncio.timeout(20):
+                outcome = await r.commit(changeset(A, 1, entries((1, person(at(r.now, A))))))
+        finally:
+            for connection in taken:
+                await r.store._pool.release(connection)
         assert outcome.verdicts == (Taken(),)
-        for connection in taken:
-            await r.store._pool.release(connection)
 
     run(postgres_url, scenario)
 
