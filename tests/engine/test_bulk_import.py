@@ -4,6 +4,7 @@ allow, whatever its size."""
 from collections.abc import Iterator
 
 from reunite.capture import WINDOW
+from reunite.cells.register import Value
 from reunite.outbox import LOOSE_ROWS_MAX, pending
 from tests.engine.conftest import MakePeer
 from tests.engine.loopback import Relay
@@ -62,3 +63,29 @@ def test_a_program_that_minds_no_foreign_keys_may_write_children_first(
     relay.sync(peer)
     in_one_transaction(peer, "DELETE FROM p", "DELETE FROM c")
     assert list(leaving(peer)) == ["c"] * CHILDREN + ["p"] * CHILDREN
+
+
+def test_rows_that_refer_to_their_own_table_leave_as_they_were_written(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    peer = make_peer("CREATE TABLE node (id TEXT PRIMARY KEY, up TEXT REFERENCES node (id))")
+    peer.track("node")
+    # Keys that do not grow, each node below the one before it.
+    keys = [f"{number * 7_919 % 10_007:05}" for number in range(3 * LOOSE_ROWS_MAX)]
+    with peer.app:
+        peer.app.execute("BEGIN")
+        peer.app.executemany(
+            "INSERT INTO node VALUES (?, ?)", zip(keys, [None, *keys], strict=False)
+        )
+    assert left(peer) == keys
+    relay.sync(peer)
+    with peer.app:
+        peer.app.execute("BEGIN")
+        peer.app.executemany("DELETE FROM node WHERE id = ?", [(key,) for key in reversed(keys)])
+    assert left(peer) == keys[::-1]
+
+
+def left(peer: Peer) -> list[Value]:
+    """The keys in the order in which they leave."""
+    peer.replica.outbox_mark()
+    return [entry.row.key for changeset in pending(peer.engine) for entry in changeset.entries()]
