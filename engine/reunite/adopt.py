@@ -107,6 +107,10 @@ def reconcile(state: State, choice: Choice | None) -> None:
     """
     counts: dict[str, int] = {}
     stale: dict[RowRef, Row] = {}
+    # Tables of which a row is equal are of one origin; elsewhere a row of which nothing is equal
+    # may be another's, though all of it was edited since.
+    related: set[int] = set()
+    doubtful: list[Entry] = []
     for changeset in outbox.pending(state.conn):
         if not changeset.adopting:
             continue
@@ -121,6 +125,10 @@ def reconcile(state: State, choice: Choice | None) -> None:
             base, ours = decode(row.base), decode(entry.document)
             stale[entry.row] = row
             if _same_origin(state.shapes[entry.row.table], base, ours):
+                if _any_equal(base, ours):
+                    related.add(entry.row.table)
+                else:
+                    doubtful.append(entry)
                 continue
             tracked = state.tables[entry.row.table]
             if choice is None:
@@ -147,6 +155,17 @@ def reconcile(state: State, choice: Choice | None) -> None:
                 outbox.remove(state.conn, changeset.id)
     if counts:
         raise AdoptionConflict(counts)
+    for entry in doubtful:
+        if entry.row.table not in related:
+            record_entry(
+                state.conn,
+                state.tables[entry.row.table],
+                entry,
+                state.now_ms,
+                "adoption",
+                "the relay's row under this key was edited in every column, so it may have been"
+                " another row; the relay's is kept, and these were the values here",
+            )
     state.conn.execute("UPDATE _reunite_changesets SET adopting = 0")
     if choice == "ours":
         # What was done since the table was tracked comes after its rows, which are edits of now.
@@ -157,6 +176,14 @@ def reconcile(state: State, choice: Choice | None) -> None:
 def rebuild(state: State, rows: Mapping[RowRef, Row]) -> None:
     """Make these rows visible anew, base joined with pending, and write their tables."""
     apply_rows(state, made_visible(state, rows))
+
+
+def _any_equal(base: Document, ours: Document) -> bool:
+    """True when a column shows that both rows are one; a row of nothing but its key is one."""
+    return not ours.cells or any(
+        key in base.cells and same(base.cells[key][1], value)
+        for key, (_, value) in ours.cells.items()
+    )
 
 
 def _same_origin(shape: Shape, base: Document, ours: Document) -> bool:

@@ -60,7 +60,10 @@ class AdoptionConflict(SyncError):
     """
 
     def __init__(self, counts: Mapping[str, int]) -> None:
-        listed = ", ".join(f"{table}: {count}" for table, count in sorted(counts.items()))
+        listed = ", ".join(
+            f"{count} row{'' if count == 1 else 's'} of {table}"
+            for table, count in sorted(counts.items())
+        )
         super().__init__(
             f"this file and the relay hold different rows under the same keys ({listed}); "
             "nothing was changed. Sync again with --adopt theirs (yours are kept in "

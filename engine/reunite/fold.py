@@ -193,6 +193,8 @@ def _fold_table(
             continue
         ref = RowRef(shape.tracked.id, key)
         at = recorded_ms if recorded_ms is not None else captured_ms
+        folded: Folded | None = None
+        rejected: Sequence[Value] = ()
         try:
             if adopting:
                 folded = _adopted(shape, changeset, ref, row, values)
@@ -201,10 +203,9 @@ def _fold_table(
         except UnicodeEncodeError:
             assert values is not None
             problem, rejected = "its text is not valid UTF-8", values
-        else:
-            # The whole row, not just the edit: the relay keeps it as one document.
-            if folded and folded.entry and _size(folded) > DOCUMENT_BYTES_MAX:
-                problem, rejected = f"the row is over {DOCUMENT_BYTES_MAX} bytes", ()
+        # The whole row, not just the edit: the relay keeps it as one document.
+        if folded and folded.entry and _size(folded) > DOCUMENT_BYTES_MAX:
+            problem = f"the row is over {DOCUMENT_BYTES_MAX} bytes"
         if problem:
             record_local(conn, shape.tracked, key_parts, [rejected], now_ms, problem)
             lines.append((ref, (row or Row(alive=True))._replace(mark="rejected")))

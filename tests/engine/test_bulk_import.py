@@ -33,6 +33,12 @@ def leaving(peer: Peer) -> Iterator[str]:
         yield from (name_by_id[entry.row.table] for entry in entries)
 
 
+def left(peer: Peer) -> list[Value]:
+    """The keys in the order in which they leave."""
+    peer.replica.outbox_mark()
+    return [entry.row.key for changeset in pending(peer.engine) for entry in changeset.entries()]
+
+
 def test_a_bulk_import_leaves_parents_first_and_a_bulk_delete_children_first(
     make_peer: MakePeer, relay: Relay
 ) -> None:
@@ -83,9 +89,3 @@ def test_rows_that_refer_to_their_own_table_leave_as_they_were_written(
         peer.app.execute("BEGIN")
         peer.app.executemany("DELETE FROM node WHERE id = ?", [(key,) for key in reversed(keys)])
     assert left(peer) == keys[::-1]
-
-
-def left(peer: Peer) -> list[Value]:
-    """The keys in the order in which they leave."""
-    peer.replica.outbox_mark()
-    return [entry.row.key for changeset in pending(peer.engine) for entry in changeset.entries()]
