@@ -180,7 +180,9 @@ def read_table(conn: sqlite3.Connection, name: str) -> Table:
         indexes=_indexes(conn, name, stored),
         without_rowid=without_rowid,
         strict=strict,
-        autoincrement=re.search(r"\bAUTOINCREMENT\b", sql or "", re.IGNORECASE) is not None,
+        # The word may also stand in a comment, where it means nothing.
+        autoincrement=[c.declared.upper() for c in columns if c.key] == ["INTEGER"]
+        and re.search(r"\bAUTOINCREMENT\b", sql or "", re.IGNORECASE) is not None,
     )
     _check_key(conn, table)
     _check_names(table)
