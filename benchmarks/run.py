@@ -3,8 +3,9 @@
     make bench
     .venv/bin/python -m benchmarks.run [--rows 10000] [--rounds 5] [--json]
 
-Every figure is the median over the rounds; both sides of a ratio run in the same round, so that a
-slow minute of the machine slows both. Results are verified after the clock has stopped.
+Local figures compare the best round of either side, which is what the code costs: what else a
+machine does only adds to a time. Figures of sync are medians over the rounds. Results are verified
+after the clock has stopped.
 """
 
 import argparse
@@ -125,8 +126,8 @@ def write_plain(conn: sqlite3.Connection, count: int) -> tuple[float, float, flo
     return timed(inserts), timed(updates), timed(singles)
 
 
-async def local_round(folder: Path, count: int) -> dict[str, float]:
-    """One round of writes: raw, captured only, and through the engine."""
+async def local_round(folder: Path, count: int) -> dict[str, dict[str, float]]:
+    """Seconds of one round of writes: raw, captured only, and through the engine."""
     raw = raw_file(folder / "raw.db")
     plain = write_plain(raw, count)
     expected = raw.execute("SELECT * FROM item ORDER BY id").fetchall()
@@ -155,10 +156,18 @@ async def local_round(folder: Path, count: int) -> dict[str, float]:
         assert await db.verify() == []
         assert [tuple(r) for r in await db.fetch_all("SELECT * FROM item ORDER BY id")] == expected
     names = ("insert", "update", "single")
-    return {
-        **{f"capture {n}": c / p for n, c, p in zip(names, captured, plain, strict=True)},
-        **{f"fold {n}": f / p for n, f, p in zip(names, folded, plain, strict=True)},
-    }
+    sides = {"raw": plain, "capture": captured, "fold": folded}
+    return {side: dict(zip(names, seconds, strict=True)) for side, seconds in sides.items()}
+
+
+def ratios(rounds: list[dict[str, dict[str, float]]]) -> Iterator[tuple[str, float]]:
+    """The best of capture and of fold over the best of raw, for each kind of write."""
+    for side in ("capture", "fold"):
+        for name in rounds[0][side]:
+            yield (
+                f"{side} {name}",
+                min(r[side][name] for r in rounds) / min(r["raw"][name] for r in rounds),
+            )
 
 
 async def sync_round(folder: Path, postgres: str, count: int) -> dict[str, float]:
@@ -237,7 +246,7 @@ async def live_edit(a: Database, b: Database, number: int) -> float:
 async def measure(count: int, rounds: int) -> list[Figure]:
     """All figures."""
     figures = list(documents())
-    local: list[dict[str, float]] = []
+    local: list[dict[str, dict[str, float]]] = []
     synced: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="reunite-bench-") as name:
         async with embedded_postgres(Path(name) / "postgres") as postgres:
@@ -252,15 +261,8 @@ async def measure(count: int, rounds: int) -> list[Figure]:
         "capture single": 2.0,
         "fold insert": 10.0,
     }
-    for key in local[0]:
-        figures.append(
-            Figure(
-                f"{key}, over raw SQLite",
-                statistics.median(r[key] for r in local),
-                "x",
-                goals.get(key),
-            )
-        )
+    for key, ratio in ratios(local):
+        figures.append(Figure(f"{key}, over raw SQLite", ratio, "x", goals.get(key)))
     at_least = {"push rows/s": 5_000.0, "load rows/s": 10_000.0}
     for key in synced[0]:
         value = statistics.median(r[key] for r in synced)

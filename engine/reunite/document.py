@@ -87,11 +87,12 @@ def merge(a: Document, b: Document) -> Document:
 def encode(document: Document) -> bytes:
     """The bytes of a document, format 1."""
     born, edited, deleted, cells = document
-    keys = sorted(cells)
-    if keys:
-        cell_stamps, values = zip(*map(cells.__getitem__, keys), strict=True)
-    else:
-        cell_stamps = values = ()
+    keys = tuple(cells)
+    if keys not in _known_keys:
+        keys = tuple(sorted(keys))
+        cells = {key: cells[key] for key in keys}
+    # Pairs all; `strict=` would cost as much as the pairing does, here and in `decode`.
+    cell_stamps, values = zip(*cells.values()) if keys else ((), ())  # noqa: B905
     distinct = {born, edited, deleted, *cell_stamps}
     distinct.discard(NEVER)
     if len(distinct) == 1:
@@ -167,11 +168,13 @@ def decode(data: bytes) -> Document:
             type(value) is int and value > INTEGER_MAX for value in values
         ):
             raise FormatError("a document holds an integer beyond 64 signed bits")
+        if len(keys) != len(values):
+            raise FormatError("a document's values do not fit its cells")
         single = type(packed) is bytes and len(packed) == STAMP_BYTES
         stamps = (packed,) if single else _ascending_stamps(packed)
         if type(which) is int and which >= 0:
             stamp = stamps[which] if keys else NEVER
-            cells = {key: (stamp, value) for key, value in zip(keys, values, strict=True)}
+            cells = {key: (stamp, value) for key, value in zip(keys, values)}  # noqa: B905
         elif type(which) is tuple and {*map(type, which)} == {int} and min(which) >= 0:
             cells = {
                 key: (stamps[position], value)

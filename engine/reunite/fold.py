@@ -8,9 +8,9 @@ back from a fresh copy edits nothing, and a column whose table form is coarser t
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from reunite.bookkeeping import Meta, Row, Tracked, forget_rows, save_rows
+from reunite.bookkeeping import Meta, Row, Tracked, forget_rows, save_new_rows, save_rows
 from reunite.capture import (
     WINDOW,
     Captured,
@@ -182,11 +182,14 @@ def _fold_table(
     adopting: bool,
     causes: dict[RowRef, Sequence[Cause]],
 ) -> list[Entry]:
-    entries = []
+    entries: list[Entry] = []
+    new: list[tuple[Value, bytes]] = []
     lines = []
     gone = []
+    plain_key = shape.captured.key_count == 1
+    mark, mark_ms = NEVER, None
     for key, captured_ms, row, key_parts, values in shape.captured.read(conn, after, until):
-        problem = key_problem(key_parts)
+        problem = None if plain_key and type(key) is int else key_problem(key_parts)
         if problem:
             found = [values] if values is not None else shape.captured.read_null(conn, key_parts)
             record_local(conn, shape.tracked, key_parts, found, now_ms, problem)
@@ -196,7 +199,17 @@ def _fold_table(
         folded: Folded | None = None
         rejected: Sequence[Value] = ()
         try:
-            if adopting:
+            if row is None and values is not None and not adopting:
+                # Nearly all rows of a large transaction: made with no more than they need.
+                if at != mark_ms:
+                    mark, mark_ms = _mark(meta, at, NEVER), at
+                data = _insert_document(shape, mark, values)
+                if len(data) <= DOCUMENT_BYTES_MAX:
+                    entries.append(Entry(ref, Kind.WHOLE, data, at, 0))
+                    new.append((key, data))
+                    continue
+                problem = _TOO_LARGE
+            elif adopting:
                 folded = _adopted(shape, changeset, ref, row, values)
             else:
                 folded = fold_row(shape, meta, changeset, ref, row, values, at)
@@ -205,7 +218,7 @@ def _fold_table(
             problem, rejected = "its text is not valid UTF-8", values
         # The whole row, not just the edit: the relay keeps it as one document.
         if folded and folded.entry and _size(folded) > DOCUMENT_BYTES_MAX:
-            problem = f"the row is over {DOCUMENT_BYTES_MAX} bytes"
+            problem = _TOO_LARGE
         if problem:
             record_local(conn, shape.tracked, key_parts, [rejected], now_ms, problem)
             lines.append((ref, (row or Row(alive=True))._replace(mark="rejected")))
@@ -224,9 +237,13 @@ def _fold_table(
             gone.append(ref)
         else:
             lines.append((ref, folded.row))
+    save_new_rows(conn, shape.tracked.id, changeset, new)
     save_rows(conn, lines)
     forget_rows(conn, gone)
     return entries
+
+
+_TOO_LARGE: Final = f"the row is over {DOCUMENT_BYTES_MAX} bytes"
 
 
 def _size(folded: Folded) -> int:
@@ -251,8 +268,11 @@ def fold_row(
             return Folded(None, None) if row else None
         if row and row.image and not _changed(shape, EMPTY, unpack_image(row.image), values):
             return None
-        mark = _mark(meta, recorded_ms, NEVER)
-        return _inserted(shape, mark, changeset, ref, values, recorded_ms)
+        data = _insert_document(shape, _mark(meta, recorded_ms, NEVER), values)
+        return Folded(
+            Entry(ref, Kind.WHOLE, data, recorded_ms, 0),
+            Row(None, data, None, changeset, True, None),
+        )
     assert row is not None
     document = decode(known)
     mark = _mark(meta, recorded_ms, latest_stamp(known))
@@ -355,18 +375,11 @@ def expected(shape: Shape, document: Document, image: Mapping[int, Value] | None
     return found
 
 
-def _inserted(
-    shape: Shape,
-    mark: bytes,
-    changeset: int,
-    ref: RowRef,
-    values: Sequence[Value],
-    recorded_ms: int,
-) -> Folded:
-    """A row that nobody here knew. Columns at their default get the floor stamp, so that a late
-    "insert if missing" erases nobody's edit."""
+def _insert_document(shape: Shape, mark: bytes, values: Sequence[Value]) -> bytes:
+    """The document of a row that nobody here knew. Columns at their default get the floor stamp,
+    so that a late "insert if missing" erases nobody's edit."""
     at_floor = [
-        value is default or same(value, default)
+        value is default or (value == default and same(value, default))
         for value, default in zip(values, shape.defaults, strict=True)
     ]
     if not shape.ascending:
@@ -374,14 +387,10 @@ def _inserted(
             key: (FLOOR if floor else mark, value)
             for key, value, floor in zip(shape.keys, values, at_floor, strict=True)
         }
-        data = encode(Document(mark, mark, NEVER, cells))
-    elif any(at_floor):
-        data = encode_insert_over_floor(mark, shape.keys, values, at_floor)
-    else:
-        data = encode_edit(mark, shape.keys, values, inserts=True)
-    return Folded(
-        Entry(ref, Kind.WHOLE, data, recorded_ms, 0), Row(None, data, None, changeset, True, None)
-    )
+        return encode(Document(mark, mark, NEVER, cells))
+    if True in at_floor:
+        return encode_insert_over_floor(mark, shape.keys, values, at_floor)
+    return encode_edit(mark, shape.keys, values, inserts=True)
 
 
 def _adopted(
