@@ -33,6 +33,7 @@ EDGES = {
         "engine/reunite/keys.py",
         "engine/reunite/payload.py",
         "transport/reunite_transport/codec.py",
+        "transport/reunite_transport/reader.py",
     ],
     "pycrdt": ["engine/reunite/cells/yjs.py"],
     "rich": [f"transport/reunite_transport/{name}.py" for name in ("cli", "console", "demo")],

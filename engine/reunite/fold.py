@@ -405,11 +405,19 @@ def _adopted(
     if known is not None and known.alive and not _changed(shape, known, None, values):
         return None
     data = encode(document)
-    merged = encode(merge(known, document)) if known is not None else data
-    return Folded(
-        Entry(ref, Kind.ADOPTED, data, 0, 0),
-        Row(row.base if row else None, merged, None, changeset, True, None),
+    entry = Entry(ref, Kind.ADOPTED, data, 0, 0)
+    if row is None or known is None:
+        return Folded(entry, Row(None, data, None, changeset, True, None))
+    # The realm has another row under this key. The table keeps its own until that is settled, and
+    # only what is written from here on is an edit.
+    merged = merge(known, document)
+    held = (
+        _changed(shape, merged, None, values)
+        if merged.alive
+        else dict(zip(shape.keys, values, strict=True))
     )
+    line = Row(row.base, encode(merged), pack_image(held or None), changeset, merged.alive, None)
+    return Folded(entry, line)
 
 
 def _changed(

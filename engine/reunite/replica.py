@@ -14,10 +14,10 @@ from reunite import adopt, inbox, outbox, registry, verdicts
 from reunite.bookkeeping import Tracked, is_prepared, prepare
 from reunite.capture import last_captured
 from reunite.clock import OFFSET_MS_MIN
-from reunite.errors import RealmMismatch, SyncError, UsageError
+from reunite.errors import FormatError, RealmMismatch, SyncError, UsageError
 from reunite.fold import fold
-from reunite.keys import key_values, pack_key
-from reunite.payload import Entry, Statement
+from reunite.keys import key_values, pack_key, stored_key, unpack_key
+from reunite.payload import Entry, RowRef, Statement
 from reunite.rescan import notice_schema_changes
 from reunite.schema import Table, parents_first, read_table, table_names
 from reunite.state import Chance, State, StateCache
@@ -358,11 +358,20 @@ class Replica:
                 inbox.drop_reached(state)
             inbox.retry(state)
 
-    def reject(self, number: int, nonce: bytes, reason: str, message: str) -> list[Rejection]:
-        """Take in a refusal and revert; the next push has this number."""
+    def reject(
+        self,
+        number: int,
+        nonce: bytes,
+        reason: str,
+        message: str,
+        rows: Sequence[tuple[int, bytes]] = (),
+    ) -> list[Rejection]:
+        """Take in a refusal and revert; the next push has this number. `rows` are those that the
+        reason concerns, by the registry's table id and packed key. Raises FormatError."""
         with self.transaction() as state:
             fold_strangers(state)
-            rejections = verdicts.reject(state, number, nonce, reason, message)
+            named = [_ref(state, table, key) for table, key in rows]
+            rejections = verdicts.reject(state, number, nonce, reason, message, named)
             if not inbox.retry(state):
                 inbox.retry_blocked(state)
             return rejections
@@ -393,6 +402,13 @@ class Replica:
             "SELECT value FROM _reunite_meta WHERE name = 'schema_version'"
         ).fetchone()
         return bool(self.conn.execute("PRAGMA schema_version").fetchone() != stored)
+
+
+def _ref(state: State, table: int, key: bytes) -> RowRef:
+    tracked = state.by_registry().get(table)
+    if tracked is None:
+        raise FormatError(f"a row of table {table}, which the registry does not have")
+    return RowRef(tracked.id, stored_key(unpack_key(key)))
 
 
 def fold_strangers(state: State) -> bool:

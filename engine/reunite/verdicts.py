@@ -6,7 +6,7 @@ arrived. What is given up is kept in `reunite_rejected` and reverted exactly: vi
 joined with the rest of the pending work. An adopted row is never touched: it stays, local.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from reunite import outbox
@@ -36,8 +36,16 @@ class Rejection(NamedTuple):
     rows: tuple[tuple[str, object], ...]
 
 
-def reject(state: State, number: int, nonce: bytes, reason: str, message: str) -> list[Rejection]:
-    """Take in the relay's refusal. Returns what was given up; the rest goes again from `number`."""
+def reject(
+    state: State,
+    number: int,
+    nonce: bytes,
+    reason: str,
+    message: str,
+    rows: Collection[RowRef] = (),
+) -> list[Rejection]:
+    """Take in the relay's refusal, which concerns these rows where it could tell. Returns what was
+    given up; the rest goes again from `number`."""
     changeset = outbox.by_number(state.conn, number)
     if changeset is None or changeset.nonce != nonce:
         return []
@@ -47,7 +55,7 @@ def reject(state: State, number: int, nonce: bytes, reason: str, message: str) -
         return []
     entries = changeset.entries()
     if reason == NEED_WHOLE and any(entry.kind == Kind.PARTIAL for entry in entries):
-        _send_whole(state, changeset, entries)
+        _send_whole(state, changeset, entries, set(rows))
         return []
     if changeset.loose and changeset.attempts == 0 and _move_to_end(state, changeset, entries):
         return []
@@ -92,13 +100,22 @@ def mark_known(state: State, known: Sequence[tuple[int, int]], *, counted_from: 
             )
 
 
-def _send_whole(state: State, changeset: Changeset, entries: Sequence[Entry]) -> None:
+def _send_whole(
+    state: State, changeset: Changeset, entries: Sequence[Entry], lacking: Collection[RowRef]
+) -> None:
+    """Send the rows that the relay lacks whole; of others only what was edited may go, or it would
+    win over what others wrote."""
     lines = lines_of(state.conn, {entry.row for entry in entries})
     fresh = []
     for entry in entries:
         row = lines[entry.row]
         visible = decode(row.document) if row.document else None
-        if entry.kind == Kind.PARTIAL and visible is not None and visible.alive:
+        if (
+            entry.row in lacking
+            and entry.kind == Kind.PARTIAL
+            and visible is not None
+            and visible.alive
+        ):
             document = decode(entry.document)
             entry = entry._replace(
                 kind=Kind.WHOLE, document=encode(whole(merge(visible, document), document.latest()))

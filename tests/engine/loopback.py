@@ -32,6 +32,7 @@ class Refusal:
 
     reason: str = "constraint"
     message: str = "refused"
+    rows: tuple[RowId, ...] = ()
 
 
 @dataclass
@@ -58,7 +59,11 @@ class Link:
                 # What was committed before the refusal arrives before it.
                 self.deliver()
                 self.rejections += self.replica.reject(
-                    changeset.number, changeset.nonce, refusal.reason, refusal.message
+                    changeset.number,
+                    changeset.nonce,
+                    refusal.reason,
+                    refusal.message,
+                    refusal.rows,
                 )
                 self.sent = changeset.number - 1
                 if refusal.reason == "clock-ahead":
@@ -265,7 +270,7 @@ class Relay:
             if self.now_ms is not None and time_of(document.latest()) >> 16 > self.now_ms + 60_000:
                 return Refusal("clock-ahead")
             if before is None and kind == Kind.PARTIAL:
-                return Refusal("need-whole")
+                return Refusal("need-whole", rows=(row,))
             parents = [(table, key) for at, table, key in section.derived if at == index]
             if parents and not self._refers(row, before or EMPTY, parents[0]):
                 dropped.add(row)

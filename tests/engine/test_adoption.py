@@ -272,3 +272,40 @@ def test_a_copy_joins_in_silence_though_a_row_of_it_was_edited_everywhere(
     relay.sync(a, b)
     assert b.rows("SELECT name FROM genre ORDER BY id") == [("Rock!",), ("Jazz",)]
     assert b.rows("SELECT * FROM reunite_rejected") == []
+
+
+def test_a_table_tracked_beside_the_realms_keeps_its_rows_until_the_choice(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    relay.sync(person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6"))
+    b = make_peer(PEOPLE, "INSERT INTO people VALUES (1, 'Zoe', 9), (3, 'Cy', 7)")
+    relay.sync(b)
+    b.track("people")
+    assert b.differences() == []
+    assert b.rows(ALL) == [(1, "Zoe", 9), (2, "Bob", 6), (3, "Cy", 7)]
+    b.clock.ms += 1
+    b.write("UPDATE people SET age = 10 WHERE id = 1")
+    with pytest.raises(AdoptionConflict):
+        sync(relay, b, None)
+    assert b.differences() == []
+    sync(relay, b, "theirs")
+    # The edit made since is an edit; what the row was tracked with is not.
+    assert b.rows(ALL) == [(1, "Ann", 10), (2, "Bob", 6), (3, "Cy", 7)]
+    assert relay.stated("people", 1) == {"name": "Ann", "age": 10}
+    assert b.differences() == []
+
+
+def test_a_row_that_the_realm_has_deleted_stays_until_the_choice(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a = person(make_peer, "1, 'Ann', 5", "2, 'Bob', 6")
+    relay.sync(a)
+    a.write("DELETE FROM people WHERE id = 1")
+    relay.sync(a)
+    b = make_peer(PEOPLE, "INSERT INTO people VALUES (1, 'Zoe', 9)")
+    relay.sync(b)
+    b.track("people")
+    assert (b.differences(), b.rows(ALL)) == ([], [(1, "Zoe", 9), (2, "Bob", 6)])
+    sync(relay, b, "ours")
+    assert relay.stated("people", 1) == {"name": "Zoe", "age": 9}
+    assert b.differences() == []

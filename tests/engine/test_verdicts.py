@@ -5,7 +5,7 @@ import json
 import pytest
 
 from reunite.document import Document, decode
-from reunite.keys import unpack_key
+from reunite.keys import pack_key, unpack_key
 from reunite.replica import Outgoing
 from tests.engine.conftest import MakePeer
 from tests.engine.loopback import Refusal, Relay, RowId
@@ -198,6 +198,24 @@ def test_a_row_that_the_relay_no_longer_knows_is_sent_whole(
     assert relay.stated("todo", 1) == {"title": "milk", "n": 6}
     relay.sync(b)
     assert a.document("todo", 1).cells == b.document("todo", 1).cells
+
+
+def test_of_a_changeset_only_the_rows_that_the_relay_lacks_are_sent_whole(
+    pair: tuple[Peer, Peer], relay: Relay
+) -> None:
+    a, b = pair
+    a.commit("INSERT INTO todo VALUES (7, 'tea', 1)")
+    relay.sync(a, b)
+    table = next(table.id for table in relay.tables.values() if table.name == "todo")
+    del relay.documents[(table, pack_key((7,)))]
+    b.clock.ms += 10
+    b.commit("UPDATE todo SET title = 'cream' WHERE id = 1")
+    relay.sync(b)
+    a.clock.ms += 20
+    a.commit("UPDATE todo SET n = 6")
+    relay.sync(a)
+    assert relay.stated("todo", 1) == {"title": "cream", "n": 6}
+    assert relay.stated("todo", 7) == {"title": "tea", "n": 6}
 
 
 def test_a_delete_of_a_row_that_the_relay_no_longer_knows_ends(

@@ -129,7 +129,14 @@ from_relay = st.one_of(
     st.builds(Commit, numbers, nonces, tuples(numbers), tuples(sections())),
     st.builds(Known, pairs),
     st.builds(Behind, seqs),
-    st.builds(Rejected, numbers, nonces, words, texts),
+    st.builds(
+        Rejected,
+        numbers,
+        nonces,
+        words,
+        texts,
+        tuples(st.tuples(st.integers(1, 99), st.binary(min_size=1, max_size=9))),
+    ),
     st.builds(Reached, seqs, seqs),
     errors,
 )

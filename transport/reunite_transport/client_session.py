@@ -316,7 +316,7 @@ class ClientSession:
 
     def _on_rejected(self, message: Rejected) -> None:
         given_up = self._replica.reject(
-            message.number, message.nonce, message.reason, message.message
+            message.number, message.nonce, message.reason, message.message, message.rows
         )
         self._events.extend(GaveUp(r.reason, r.message, r.rows) for r in given_up)
         if message.reason == "clock-ahead":

@@ -38,7 +38,7 @@ A connection goes through these steps:
 | 19 | Commit   | seq, token, acknowledged, sections |
 | 20 | Known    | pairs |
 | 21 | Behind   | seq |
-| 22 | Rejected | number, nonce, reason, message |
+| 22 | Rejected | number, nonce, reason, message, rows |
 | 23 | Reached  | id, seq |
 | 24 | Error    | code, message |
 
@@ -84,6 +84,8 @@ TOKEN_BYTES: Final = 8
 REALM_BYTES: Final = 16
 CAPABILITIES_MAX: Final = 64
 MESSAGE_CHARS_MAX: Final = 2_000
+# A refusal names this many rows at most; what else it concerns shows at the next try.
+NAMED_ROWS_MAX: Final = 1_000
 
 
 class EntryKind(IntEnum):
@@ -244,12 +246,14 @@ class Behind:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A changeset that is not in. Later ones are ignored until Resume."""
+    """A changeset that is not in. Later ones are ignored until Resume. `rows` are those that the
+    reason concerns, as (table, key), where the relay can tell."""
 
     number: int
     nonce: bytes
     reason: str
     message: str
+    rows: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

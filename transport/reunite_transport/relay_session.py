@@ -39,6 +39,7 @@ from reunite_transport.messages import (
     CHANGESET_BYTES_MAX,
     CHANGESET_ROWS_MAX,
     MESSAGE_CHARS_MAX,
+    NAMED_ROWS_MAX,
     VERSION,
     Barrier,
     Behind,
@@ -277,15 +278,23 @@ class RelaySession:
             self.live_at = None
             self._send(Behind(seq))
 
-    def rejected(self, number: int, nonce: bytes, reason: str, message: str) -> None:
-        """State that a changeset is not in. Pushes are dropped from now on until Resume."""
+    def rejected(
+        self,
+        number: int,
+        nonce: bytes,
+        reason: str,
+        message: str,
+        rows: Sequence[tuple[int, bytes]] = (),
+    ) -> None:
+        """State that a changeset is not in, and which rows the reason concerns. Pushes are dropped
+        from now on until Resume."""
         if not self._open or self._resume_at is not None:
             return
         self._parts = self._too_large = None
         self._size_by_number.clear()
         self.unanswered_bytes = 0
         self._resume_at = number
-        self._send(Rejected(number, nonce, reason, _shown(message)))
+        self._send(Rejected(number, nonce, reason, _shown(message), tuple(rows[:NAMED_ROWS_MAX])))
 
     def reached(self, barrier_id: int, seq: int) -> None:
         """Answer a Barrier."""

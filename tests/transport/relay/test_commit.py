@@ -8,6 +8,7 @@ import asyncpg
 
 from reunite.clock import FLOOR, NEVER, replica_of, time_of
 from reunite.document import Document, decode, merge
+from reunite.keys import unpack_key
 from reunite.schema import ForeignKey, Table
 from reunite_transport.messages import EntryKind
 from reunite_transport.messages import Verdict as History
@@ -291,6 +292,7 @@ def test_a_partial_entry_of_an_unknown_row_needs_the_whole(postgres_url: str) ->
         )
         assert isinstance(outcome.verdicts[0], Refused)
         assert outcome.verdicts[0].reason == "need-whole"
+        assert [unpack_key(row.key) for row in outcome.verdicts[0].rows] == [(1,)]
         assert outcome.verdicts[1] == Taken()
         whole = await r.commit(changeset(A, 1, entries((1, delta), kind=EntryKind.WHOLE)))
         assert whole.verdicts == (Taken(),)

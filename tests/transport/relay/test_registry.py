@@ -7,8 +7,9 @@ import pytest
 
 from reunite.errors import TableError
 from reunite.schema import Column, Index, Table
-from reunite_transport.codec import SCHEMA_VALUES_MAX, decode, encode, schema_size
+from reunite_transport.codec import decode, encode, schema_size
 from reunite_transport.messages import FRAME_BYTES_MAX, Registry
+from reunite_transport.reader import SCHEMA_VALUES_MAX
 from reunite_transport.relay import registry as registry_module
 from reunite_transport.relay.registry import REGISTRY_BYTES_MAX, Registered, grow
 from tests.contracts.pushes import PERSON, column, table
@@ -109,7 +110,7 @@ def test_the_values_of_a_registry_are_counted_as_the_codec_counts_them(
     described = grow([], [indexed("one", "two"), table("todo", column("x"))]).created
     count = schema_size(described)[1]
     assert count < SCHEMA_VALUES_MAX
-    monkeypatch.setattr("reunite_transport.codec.SCHEMA_VALUES_MAX", count)
+    monkeypatch.setattr("reunite_transport.reader.SCHEMA_VALUES_MAX", count)
     assert decode(encode(Registry(described)), "client") == Registry(described)
     monkeypatch.setattr(registry_module, "SCHEMA_VALUES_MAX", count - 1)
     with pytest.raises(TableError, match="describe"):

@@ -56,10 +56,12 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The changeset is not in and will not be as it is; see `messages` for the reasons."""
+    """The changeset is not in and will not be as it is; see `messages` for the reasons. `rows`
+    are those that the reason concerns, where that is known."""
 
     reason: str
     message: str
+    rows: tuple[RowId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,8 @@ class _Candidate:
 
 
 class _Refusal(Exception):
-    def __init__(self, reason: str, message: str) -> None:
-        self.verdict = Refused(reason, message[:MESSAGE_CHARS_MAX])
+    def __init__(self, reason: str, message: str, rows: Iterable[RowId] = ()) -> None:
+        self.verdict = Refused(reason, message[:MESSAGE_CHARS_MAX], tuple(rows))
 
 
 @dataclass(slots=True)
@@ -290,7 +292,12 @@ class _Commit:
         for row, entry, kind, size, derived in candidate.entries:
             before = merged.get(row) or drafted.get(row) or known.get(row)
             if before is None and kind == EntryKind.PARTIAL:
-                raise _Refusal("need-whole", f"{self._row_name(row)} is not known here")
+                partial = [e.row for e in candidate.entries if e.kind == EntryKind.PARTIAL]
+                raise _Refusal(
+                    "need-whole",
+                    f"{self._row_name(row)} is not known here",
+                    dict.fromkeys(r for r in partial if r not in known and r not in drafted),
+                )
             if derived and not self._still_refers(row, before or EMPTY, derived):
                 authors.append((row, None))
                 continue

@@ -279,7 +279,12 @@ class Flusher:
             self._hub.publish(outcome.seq, outcome.token, outcome.rows, acknowledged)
         for member, changeset, refused in refusals:
             self._hub.reject(
-                member, changeset.number, changeset.nonce, refused.reason, refused.message
+                member,
+                changeset.number,
+                changeset.nonce,
+                refused.reason,
+                refused.message,
+                [(row.table, row.key) for row in refused.rows],
             )
         for member, unsure in ignored:
             if unsure:

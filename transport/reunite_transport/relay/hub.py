@@ -176,10 +176,18 @@ class Hub:
                 member.session.registry(self.registry)
                 member.wake()
 
-    def reject(self, member: Member, number: int, nonce: bytes, reason: str, message: str) -> None:
-        """Tell an author that a changeset is not in."""
+    def reject(
+        self,
+        member: Member,
+        number: int,
+        nonce: bytes,
+        reason: str,
+        message: str,
+        rows: Sequence[tuple[int, bytes]] = (),
+    ) -> None:
+        """Tell an author that a changeset is not in, and which rows the reason concerns."""
         if self._is_here(member):
-            member.session.rejected(number, nonce, reason, message)
+            member.session.rejected(number, nonce, reason, message, rows)
             member.wake()
 
     def fail(self, member: Member, message: str) -> None:

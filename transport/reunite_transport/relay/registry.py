@@ -20,7 +20,8 @@ from reunite.schema import (
     default_value,
     parents_first,
 )
-from reunite_transport.codec import SCHEMA_VALUES_MAX, schema_size
+from reunite_transport.codec import schema_size
+from reunite_transport.reader import SCHEMA_VALUES_MAX
 from reunite_transport.relay.description import check_description
 
 _RESERVED_NAMES: Final = frozenset({"reunite_rows", "reunite_rejected"})
