@@ -15,7 +15,7 @@ from typing import Any, Final
 from reunite.bookkeeping import Row, Tracked
 from reunite.cells.register import Value
 from reunite.keys import key_values
-from reunite.schema import ascii_lower, quoted
+from reunite.schema import quoted
 
 # Milliseconds since 1970; SQLite before 3.42 knows no `unixepoch('subsec')`.
 _NOW: Final = "CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER)"
@@ -175,23 +175,15 @@ class Captured:
         group = ", ".join(parts)
         lines = ", ".join(f"l.{part}" for part in parts)
         null_safe = " AND ".join(f"t.{quoted(column.name)} IS ?" for column in key)
-        # Rows that refer to rows of their own table keep the order in which they were written, so
-        # that parents leave before their children; for all others the order of keys costs less.
-        refers_to_itself = any(
-            ascii_lower(foreign_key.parent) == ascii_lower(self.name)
-            for foreign_key in tracked.table.foreign_keys
-        )
-        order = " ORDER BY l.id" if refers_to_itself else ""
         cells = ", ".join(f"t.{quoted(column.name)}" for column in self.cells) or "1"
         self.null_sql = f"SELECT {cells} FROM {quoted(self.name)} AS t WHERE {null_safe}"
         self.sql = (
             f"SELECT {stored}, l.at, r.base, r.visible, r.image, r.changeset, r.alive, r.mark,"
             f" r.key IS NOT NULL, {lines}, t.{quoted(key[0].name)} IS NOT NULL{values}"
-            f" FROM (SELECT {group}, max(at) AS at, min(id) AS id FROM _reunite_log"
+            f" FROM (SELECT {group}, max(at) AS at FROM _reunite_log"
             f" WHERE tbl = {tracked.id} AND id > ? AND id <= ? GROUP BY {group}) AS l"
             f" LEFT JOIN {quoted(self.name)} AS t ON {join}"
             f" LEFT JOIN _reunite_rows AS r ON r.tbl = {tracked.id} AND r.key = {stored}"
-            f"{order}"
         )
 
     def read(

@@ -41,13 +41,22 @@ from reunite.schema import Table, ascii_lower, default_value
 
 
 class Parent(NamedTuple):
-    """A foreign key whose action changes this table's rows when the parent is deleted: the
-    parent's table id, the cell keys of the referring columns (or minus the place in the key),
-    and whether the row goes with its parent."""
+    """A foreign key to a parent's primary key: the parent's table id, the cell keys of the
+    referring columns (or minus the place in the key) in the order of the parent's key, and what
+    the parent's deletion does."""
 
     table: int
     columns: tuple[int, ...]
-    cascades: bool
+    on_delete: str
+
+    def key_of(self, key: Sequence[Value], cells: Mapping[int, Register]) -> Value:
+        """The stored key of the parent of a row with this key and these cells; None when it has
+        none, or its columns are not all here."""
+        values = [
+            key[-column - 1] if column < 0 else cells.get(column, (FLOOR, None))[1]
+            for column in self.columns
+        ]
+        return None if None in values else stored_key(values)
 
 
 class Shape(NamedTuple):
@@ -100,7 +109,7 @@ def shapes_of(conn: sqlite3.Connection, tables: Mapping[int, Tracked]) -> dict[i
 def _parents(table: Table, by_name: Mapping[str, Tracked]) -> Iterator[Parent]:
     for foreign_key in table.foreign_keys:
         parent = by_name.get(ascii_lower(foreign_key.parent))
-        if parent is None or foreign_key.on_delete in ("NO ACTION", "RESTRICT"):
+        if parent is None:
             continue
         places = {
             ascii_lower(theirs): own
@@ -116,7 +125,7 @@ def _parents(table: Table, by_name: Mapping[str, Tracked]) -> Iterator[Parent]:
                     for column in columns
                     if column
                 ),
-                foreign_key.on_delete == "CASCADE",
+                foreign_key.on_delete,
             )
 
 
@@ -340,16 +349,14 @@ def _causes(shape: Shape, ref: RowRef, before: Document, delta: Document) -> Seq
     found = []
     key = key_values(ref.key, shape.captured.key_count)
     for parent in shape.parents:
-        if parent.cascades != (delta.deleted != NEVER):
+        cascades = parent.on_delete == "CASCADE"
+        if parent.on_delete in ("NO ACTION", "RESTRICT") or cascades != (delta.deleted != NEVER):
             continue
-        if not parent.cascades and not any(column in delta.cells for column in parent.columns):
+        if not cascades and not any(column in delta.cells for column in parent.columns):
             continue
-        values = [
-            key[-column - 1] if column < 0 else before.cells.get(column, (FLOOR, None))[1]
-            for column in parent.columns
-        ]
-        if None not in values:
-            found.append(Cause(RowRef(parent.table, stored_key(values)), parent.columns))
+        parent_key = parent.key_of(key, before.cells)
+        if parent_key is not None:
+            found.append(Cause(RowRef(parent.table, parent_key), parent.columns))
     return found
 
 

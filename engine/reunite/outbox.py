@@ -5,12 +5,16 @@ payload is frozen until the relay's verdict. A rejected number is used again by 
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from reunite.bookkeeping import CHANGESET_ID_STEP, lines_of, save_rows
+from reunite.cells.register import Register, Value
 from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
 from reunite.document import Document, decode, encode
+from reunite.fold import Parent
+from reunite.keys import key_values
 from reunite.payload import Entry, Kind, RowRef, pack_entries, unpack_entries
 from reunite.schema import ascii_lower, parents_first
 from reunite.state import State
@@ -70,7 +74,8 @@ def add(
 
 def in_dependency_order(state: State, entries: Sequence[Entry]) -> list[Entry]:
     """The order in which entries can be committed one by one: parents before their children, and
-    deletes last, children before their parents."""
+    deletes last, children before their parents. Tables that refer to each other in a circle have
+    no such order: what is refused there is tried again at the end."""
     ordered = parents_first([tracked.table for tracked in state.tables.values()])
     place_by_name = {ascii_lower(table.name): place for place, table in enumerate(ordered)}
     place_by_id = {t.id: place_by_name[ascii_lower(t.table.name)] for t in state.tables.values()}
@@ -80,7 +85,47 @@ def in_dependency_order(state: State, entries: Sequence[Entry]) -> list[Entry]:
         gone = entry.kind == Kind.PARTIAL and decode(entry.document).deleted != NEVER
         return gone, -table if gone else table
 
-    return sorted(entries, key=place)
+    found: list[Entry] = []
+    for (gone, _), run in groupby(sorted(entries, key=place), place):
+        group = list(run)
+        shape = state.shapes.get(group[0].row.table)
+        own = [p for p in shape.parents if p.table == shape.tracked.id] if shape else []
+        if own and gone:
+            # What a deleted row referred to is not in its entry.
+            lines = lines_of(state.conn, [entry.row for entry in group])
+            cells = [decode(lines[entry.row].document or entry.document).cells for entry in group]
+            group = _own_parents_first(own, group, cells)[::-1]
+        elif own:
+            cells = [decode(entry.document).cells for entry in group]
+            group = _own_parents_first(own, group, cells)
+        found += group
+    return found
+
+
+def _own_parents_first(
+    own: Sequence[Parent], entries: Sequence[Entry], cells: Sequence[Mapping[int, Register]]
+) -> list[Entry]:
+    """Entries of a table whose rows refer to rows of it, each after those it refers to. `own` are
+    those foreign keys, `cells` is what the entries' rows hold."""
+    waiting: dict[Value, list[Entry]] = {}
+    parents: dict[Value, set[Value]] = {}
+    for entry, held in zip(entries, cells, strict=True):
+        # The key that is referred to is the table's own, so it has as many parts.
+        key = key_values(entry.row.key, len(own[0].columns))
+        waiting.setdefault(entry.row.key, []).append(entry)
+        parents.setdefault(entry.row.key, set()).update(each.key_of(key, held) for each in own)
+    ordered: list[Entry] = []
+    for first in list(waiting):
+        # Depth first, with a list for a stack: a chain of rows can be longer than Python's.
+        path = [first]
+        while path:
+            before = waiting.keys() & parents.pop(path[-1], set())
+            before.discard(path[-1])
+            if before:
+                path += before
+            else:
+                ordered += waiting.pop(path.pop(), [])
+    return ordered
 
 
 def insert(
