@@ -6,7 +6,7 @@ realm's, or one whose differing columns the realm has edited since, is simply th
 any other differs, the two files are not copies of one, and sync stops until the user chooses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -23,47 +23,60 @@ from reunite.inbox import made_visible
 from reunite.keys import stored_key
 from reunite.payload import Entry, Kind, RowRef
 from reunite.rejected import record_entry
-from reunite.schema import OWN_PREFIX, Table, ascii_lower, quoted, read_table
+from reunite.schema import OWN_PREFIX, Table, ascii_lower, parents_first, quoted, read_table
 from reunite.state import State
 from reunite.types import fitting_type, key_type
 
 Choice: TypeAlias = Literal["theirs", "ours"]
 
 
-def track(state: State, name: str) -> bool:
-    """Adopt a table with its rows. False when it is tracked already. Raises TableError."""
-    if name.startswith(OWN_PREFIX):
-        raise TableError(name, "is internal bookkeeping and is never synced")
-    table = read_table(state.conn, name)
-    known = next(
-        (t for t in state.tables.values() if ascii_lower(t.table.name) == ascii_lower(table.name)),
-        None,
-    )
-    if known is not None and known.tracked:
-        return False
-    table = _with_fitting_types(state, table)
-    sql = state.conn.execute(
-        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,)
-    ).fetchone()[0]
-    if known is not None and known.remote is not None:
-        tracked = replace(known, table=match_ids(state, table, known.remote), tracked=True, sql=sql)
-    else:
-        number = known.id if known else max(state.tables, default=0) + 1
-        tracked = Tracked(number, table, True, None, sql)
-    save_table(state.conn, tracked)
-    install(state.conn, tracked)
-    state.tables_changed()
+def track(state: State, names: Sequence[str]) -> list[str]:
+    """Adopt tables with their rows, parents first. Returns those that were not tracked already.
+    Raises TableError, and then the caller's transaction must be rolled back."""
+    for name in names:
+        if name.startswith(OWN_PREFIX):
+            raise TableError(name, "is internal bookkeeping and is never synced")
+    found = {ascii_lower(t.name): t for t in (read_table(state.conn, name) for name in names)}
+    known_by_name = {ascii_lower(t.table.name): t for t in state.tables.values()}
+    number = max(state.tables, default=0)
+    adopted: list[Tracked] = []
+    for table in parents_first(list(found.values())):
+        known = known_by_name.get(ascii_lower(table.name))
+        if known is not None and known.tracked:
+            continue
+        table = _with_fitting_types(state, table)
+        sql = state.conn.execute(
+            "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,)
+        ).fetchone()[0]
+        if known is None:
+            number += 1
+            tracked = Tracked(number, table, True, None, sql)
+        elif known.remote is None:
+            tracked = Tracked(known.id, table, True, None, sql)
+        else:
+            matched = match_ids(state, table, known.remote)
+            tracked = replace(known, table=matched, tracked=True, sql=sql)
+        save_table(state.conn, tracked)
+        install(state.conn, tracked)
+        adopted.append(tracked)
+    if adopted:
+        state.tables_changed()
+    for tracked in adopted:
+        _take_rows(state, tracked)
+    return [tracked.table.name for tracked in adopted]
+
+
+def _take_rows(state: State, tracked: Tracked) -> None:
     capture_all(state.conn, tracked, state.now_ms)
     changeset = outbox.next_id(state.conn)
     entries = fold(
         state.conn, state.shapes, state.meta, changeset, now_ms=state.now_ms, adopting=True
     )
     outbox.add(state, changeset, entries, loose=True, adopting=True)
-    show_missing(state, tracked)
-    return True
+    _show_missing(state, tracked)
 
 
-def show_missing(state: State, tracked: Tracked) -> None:
+def _show_missing(state: State, tracked: Tracked) -> None:
     """Write the realm's rows that the table does not have."""
     missing = {RowRef(tracked.id, stored_key(key)) for key in vanished(state.conn, tracked)}
     apply_rows(state, lines_of(state.conn, missing))

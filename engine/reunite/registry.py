@@ -7,7 +7,7 @@ alone, and the realm's rows are kept as documents until it is tracked.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from reunite import outbox
@@ -26,12 +26,18 @@ def take_registry(state: State, tables: Sequence[Table]) -> None:
     """Take over the relay's registry: number what is here by it, create what is not here."""
     by_name = {ascii_lower(t.table.name): t for t in state.tables.values()}
     by_registry = state.by_registry()
+    # A copy: other transactions share the state's own until this one has committed.
+    state.tables = dict(state.tables)
     changed = False
     joined: set[RowRef] = set()
+    here: set[str] = set()
+    unique: dict[str, list[set[str]]] = {}
     for table in parents_first(tables):
         known = by_registry.get(table.id) or by_name.get(ascii_lower(table.name))
         if known is None:
-            _create(state, table, tables)
+            here = here or _names(state.conn)
+            unique = unique or _unique_keys(tables)
+            _create(state, table, unique, here)
             changed = True
         elif known.remote != table:
             joined |= _renumber(state, known, table)
@@ -61,19 +67,24 @@ def left_alone(state: State) -> list[str]:
     return [t.table.name for t in state.tables.values() if not t.tracked]
 
 
-def _create(state: State, table: Table, realm: Sequence[Table]) -> None:
+def _names(conn: sqlite3.Connection, table: str | None = None) -> set[str]:
+    """The names that the schema has taken, or those of what belongs to one table."""
+    where, parameters = ("", ()) if table is None else (" WHERE tbl_name = ?", (table,))
+    found = conn.execute(f"SELECT name FROM sqlite_master{where}", parameters).fetchall()
+    return {ascii_lower(name) for (name,) in found}
+
+
+def _create(
+    state: State, table: Table, unique: Mapping[str, Sequence[set[str]]], taken: set[str]
+) -> None:
+    """Create a table of the realm. `unique` is as of `_unique_keys`; `taken` are the names that
+    the schema has, to which the new ones are added."""
     number = max(state.tables, default=0) + 1
-    exists = state.conn.execute(
-        "SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table.name,)
-    ).fetchone()
+    exists = ascii_lower(table.name) in taken
     if exists:
         tracked = Tracked(number, table, False, table)
     else:
-        taken = {
-            ascii_lower(name)
-            for (name,) in state.conn.execute("SELECT name FROM sqlite_master").fetchall()
-        }
-        tracked = Tracked(number, _with_parents_of(realm, table), True, table)
+        tracked = Tracked(number, _with_parents_of(unique, table), True, table)
         state.conn.execute("SAVEPOINT reunite_create")
         try:
             for statement in create_statements(tracked.table, taken):
@@ -91,26 +102,31 @@ def _create(state: State, table: Table, realm: Sequence[Table]) -> None:
         ).fetchone()
         tracked = replace(tracked, sql=sql)
         install(state.conn, tracked)
+        taken |= _names(state.conn, table.name)
     save_table(state.conn, tracked)
-    state.tables = {**state.tables, number: tracked}
+    state.tables[number] = tracked
 
 
-def _with_parents_of(realm: Sequence[Table], table: Table) -> Table:
-    """The table without foreign keys that SQLite could not follow here: with them it would refuse
-    every write. The parent may not be of the realm, or be unique only by an index that does not
-    travel; the relay and the file that it comes from hold what they can."""
-    keys = {
+def _unique_keys(realm: Sequence[Table]) -> dict[str, list[set[str]]]:
+    """The sets of columns that are unique, by the table's name."""
+    return {
         ascii_lower(parent.name): [
             {ascii_lower(column.name) for column in parent.key},
             *({ascii_lower(c) for c in index.columns} for index in parent.indexes if index.unique),
         ]
         for parent in realm
     }
+
+
+def _with_parents_of(unique: Mapping[str, Sequence[set[str]]], table: Table) -> Table:
+    """The table without foreign keys that SQLite could not follow here: with them it would refuse
+    every write. The parent may not be of the realm, or be unique only by an index that does not
+    travel; the relay and the file that it comes from hold what they can."""
     kept = tuple(
         foreign_key
         for foreign_key in table.foreign_keys
         if {ascii_lower(name) for name in foreign_key.parent_columns}
-        in keys.get(ascii_lower(foreign_key.parent), [])
+        in unique.get(ascii_lower(foreign_key.parent), [])
     )
     return replace(table, foreign_keys=kept)
 

@@ -19,7 +19,7 @@ from reunite.fold import fold
 from reunite.keys import key_values, pack_key, stored_key, unpack_key
 from reunite.payload import Entry, RowRef, Statement
 from reunite.rescan import notice_schema_changes
-from reunite.schema import Table, parents_first, read_table, table_names
+from reunite.schema import Table, table_names
 from reunite.state import Chance, State, StateCache
 from reunite.verdicts import Rejection
 
@@ -155,8 +155,7 @@ class Replica:
         """Track tables, or none of them; returns those that were not tracked before."""
         with self.transaction() as state:
             fold_strangers(state)
-            tables = parents_first([read_table(state.conn, name) for name in names])
-            tracked = [table.name for table in tables if adopt.track(state, table.name)]
+            tracked = adopt.track(state, names)
         # SQLite's counter shows the writes of other connections only, and this was our own.
         self._data_version = -1
         return tracked

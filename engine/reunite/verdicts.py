@@ -213,7 +213,6 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
             adjusted = [entry for entry in adjusted if entry not in lost]
         gone -= {e.row for e in adjusted if e.kind == Kind.WHOLE}
         if adjusted != entries:
-            dropped += [entry for entry in entries if _deletes(entry) and entry not in adjusted]
             outbox.replace_entries(state.conn, later.id, adjusted)
     _revert(state, {entry.row for entry in dropped}, kept_adopted)
     return rejections
