@@ -85,7 +85,7 @@ def documents() -> Iterator[Figure]:
     merged = encode(merge(full, delta))
     assert decode(merged).cells[8][1] == 54321
     yield Figure("document: bytes over the row's msgpack", len(data) - plain, "B", 45)
-    yield Figure("document: bytes for a further stamp", len(merged) - len(data), "B")
+    yield Figure("document: bytes for a further stamp", len(merged) - len(data), "B", 18)
     loops = 20_000
 
     def work() -> None:

@@ -17,15 +17,19 @@ Format 1, msgpack, equal documents have equal bytes (ext types and maps do not o
     | stamps  | bin         | the distinct stamps, 16 bytes each, in ascending order |
     | born    | int         | 0 for never, else 1 + index of a stamp; so `edited`, `deleted` |
     | keys    | array of int| `column_id << 3 | kind`, ascending; kind 0 is the register |
-    | which   | int or array| index of each cell's stamp; one int when all cells share it |
+    | which   | int or array| the index of each cell's stamp: as one number, see below, or a list |
     | values  | array       | nil, int, float, str or bin |
+
+`which` is the sum of index * stamps ** position over the cells, in the order of their keys, where
+all such numbers for that many stamps and cells fit 63 bits; else the list of indexes. So it is 0
+while there is one stamp, and a further one costs little more than its own bytes.
 
 The primary key is not in the document: it names the document.
 Source of the semantics: Shapiro et al., "A comprehensive study of CRDTs" (2011), LWW-register.
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgpack
 
@@ -40,6 +44,10 @@ DOCUMENT_BYTES_MAX: Final = 16 << 20
 # SQLite's own ceiling for columns is 32,767; Postgres ends at 1,600.
 CELLS_MAX: Final = 4_096
 COLUMN_ID_MAX: Final = (1 << 28) - 1
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 class Document(NamedTuple):
@@ -101,9 +109,7 @@ def encode(document: Document) -> bytes:
         return _pack((VERSION, *distinct, *life, keys, 0, values))
     stamps = sorted(distinct)
     index = {value: position for position, value in enumerate(stamps)}
-    places = [index[value] for value in cell_stamps]
-    first = places[0] if places else 0
-    which = first if places.count(first) == len(places) else places
+    which = _which(len(stamps), tuple([index[value] for value in cell_stamps]))
     index[NEVER] = -1
     life = (index[born] + 1, index[edited] + 1, index[deleted] + 1)
     return _pack((VERSION, b"".join(stamps), *life, keys, which, values))
@@ -124,7 +130,7 @@ def encode_insert_over_floor(
 ) -> bytes:
     """The bytes of an insert whose cells are at the floor where `at_floor` says so, at least one;
     otherwise as `encode_edit`."""
-    which = 0 if all(at_floor) else [0 if floor else 1 for floor in at_floor]
+    which = _which(2, tuple([0 if floor else 1 for floor in at_floor]))
     return _pack((VERSION, FLOOR + mark, 2, 2, 0, keys, which, values))
 
 
@@ -172,16 +178,16 @@ def decode(data: bytes) -> Document:
             raise FormatError("a document's values do not fit its cells")
         single = type(packed) is bytes and len(packed) == STAMP_BYTES
         stamps = (packed,) if single else _ascending_stamps(packed)
-        if type(which) is int and which >= 0:
-            stamp = stamps[which] if keys else NEVER
+        if which == 0 and type(which) is int:
+            stamp = stamps[0] if keys else NEVER
+            # Pairs all, as in `encode`.
             cells = {key: (stamp, value) for key, value in zip(keys, values)}  # noqa: B905
-        elif type(which) is tuple and {*map(type, which)} == {int} and min(which) >= 0:
+        else:
+            indexes = _indexes(len(stamps), len(keys), which)
             cells = {
                 key: (stamps[position], value)
-                for key, position, value in zip(keys, which, values, strict=True)
+                for key, position, value in zip(keys, indexes, values, strict=True)
             }
-        else:
-            raise FormatError("a document's stamps do not fit its cells")
         life = (NEVER, *stamps)
         if born < 0 or edited < 0 or deleted < 0:
             raise FormatError("a document's life is out of range")
@@ -200,10 +206,15 @@ _HEAD: Final = bytes((0x98, VERSION))
 _CLASSES: Final = frozenset({type(None), int, float, str, bytes})
 # No value can start before this byte, but a stamp can hold any byte.
 _VALUES_FROM: Final = 24
-# Rows of one table share their key list, so a list is checked once; bounded, as a peer feeds it.
-_KNOWN_KEYS_MAX: Final = 4_096
-_KNOWN_KEYS_LENGTH_MAX: Final = 100
+# Rows of one table share their key list and much of the rest, so that is checked or computed once;
+# bounded, as a peer feeds it.
+_KNOWN_MAX: Final = 4_096
+_KNOWN_LENGTH_MAX: Final = 100
 _known_keys: dict[object, tuple[int, ...]] = {}
+_known_which: dict[tuple[int, tuple[int, ...]], int | tuple[int, ...]] = {}
+_known_indexes: dict[tuple[int, int, int], tuple[int, ...]] = {}
+# A number that msgpack holds and every database's signed integer too.
+_WHICH_END: Final = 1 << 63
 # What the relay stated and what is pending here can each be of the largest size.
 _JOIN_BYTES_MAX: Final = 2 * DOCUMENT_BYTES_MAX
 # Nested empty arrays cost a peer one byte and us 56; up to this size that does not matter.
@@ -220,11 +231,46 @@ def _ascending_keys(keys: object) -> tuple[int, ...]:
         if type(key) is not int or key <= previous or key & 7 or key >> 3 > COLUMN_ID_MAX:
             raise FormatError(f"a document has a cell of an unknown kind or column: {key!r}")
         previous = key
-    if len(keys) <= _KNOWN_KEYS_LENGTH_MAX:
-        if len(_known_keys) >= _KNOWN_KEYS_MAX:
-            _known_keys.clear()
-        _known_keys[keys] = keys
+    if len(keys) <= _KNOWN_LENGTH_MAX:
+        _remember(_known_keys, keys, keys)
     return keys
+
+
+def _which(stamps: int, indexes: tuple[int, ...]) -> int | tuple[int, ...]:
+    """Which of so many stamps each cell has, as documents hold it; see the head of this file."""
+    found = _known_which.get((stamps, indexes))
+    if found is None:
+        found = indexes
+        if stamps ** len(indexes) <= _WHICH_END:
+            found = sum(index * stamps**position for position, index in enumerate(indexes))
+        if len(indexes) <= _KNOWN_LENGTH_MAX:
+            _remember(_known_which, (stamps, indexes), found)
+    return found
+
+
+def _indexes(stamps: int, cells: int, which: object) -> tuple[int, ...]:
+    """What `_which` made of them, from a peer."""
+    if type(which) is tuple:
+        if {*map(type, which)} != {int} or min(which) < 0 or len(which) != cells:
+            raise FormatError("a document's stamps do not fit its cells")
+        return which
+    if type(which) is not int or not 0 < which < stamps**cells <= _WHICH_END:
+        raise FormatError("a document's stamps do not fit its cells")
+    found = _known_indexes.get((stamps, cells, which))
+    if found is None:
+        left, indexes = which, []
+        for _ in range(cells):
+            left, index = divmod(left, stamps)
+            indexes.append(index)
+        found = tuple(indexes)
+        _remember(_known_indexes, (stamps, cells, which), found)
+    return found
+
+
+def _remember(known: dict[_K, _V], key: _K, value: _V) -> None:
+    if len(known) >= _KNOWN_MAX:
+        known.clear()
+    known[key] = value
 
 
 def _ascending_stamps(packed: bytes) -> tuple[bytes, ...]:

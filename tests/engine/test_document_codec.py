@@ -266,6 +266,34 @@ def test_a_document_costs_45_bytes_more_than_its_row_and_18_for_each_further_sta
     assert len(encode(document)) <= row + 45 + 18 * (len(set(stamps)) - 1)
 
 
+@given(st.lists(st.integers(0, 5), min_size=6, max_size=6))
+def test_a_further_stamp_of_a_six_column_row_costs_18_bytes_at_most(marks: list[int]) -> None:
+    def size(marks: list[int]) -> int:
+        held: dict[int, Register] = {
+            cell_key(i + 1): (stamp(9, mark + 1), i) for i, mark in enumerate(marks)
+        }
+        return len(encode(Document(STAMP, stamp(9, marks[0] + 1), NEVER, held)))
+
+    assert size(marks) - size([0] * 6) <= 18 * (len({*marks}) - 1)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "cells"), [(2, 1), (2, 63), (2, 64), (3, 39), (3, 40), (7, 22), (300, 301)]
+)
+def test_a_row_of_many_cells_and_stamps_comes_back(stamps: int, cells: int) -> None:
+    marks = [stamp(9, number + 1) for number in range(stamps)]
+    held: dict[int, Register] = {cell_key(i + 1): (marks[-1 - i % stamps], i) for i in range(cells)}
+    document = Document(marks[0], marks[-1], NEVER, held)
+    assert decode(encode(document)) == document
+
+
+@pytest.mark.parametrize("which", [4, -1, 1 << 63, (0, 2), (0,), (0, 0, 1), [], "ab"], ids=repr)
+def test_cells_of_stamps_that_are_not_there_are_refused(which: object) -> None:
+    fields = (VERSION, stamp(1, 1) + stamp(2, 1), 1, 2, 0, (8, 16), which, ("a", "b"))
+    with pytest.raises(FormatError):
+        decode(msgpack.packb(fields))
+
+
 def test_the_floor_is_a_stamp_like_any_other() -> None:
     document = Document(FLOOR, FLOOR, NEVER, {8: (FLOOR, "kept")})
     assert decode(encode(document)) == document
