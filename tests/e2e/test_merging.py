@@ -156,7 +156,7 @@ def test_catching_up_never_shows_part_of_a_changeset(
 ) -> None:
     """Schedule 41: each changeset moves from one account to another, so that the sum stays, but
     the pages of a catch-up hold the latest state of each row and cut through the changesets."""
-    monkeypatch.setattr("reunite_transport.relay.server.FRAME_ROWS_MAX", 7)
+    monkeypatch.setattr("reunite_transport.relay.connection.FRAME_ROWS_MAX", 7)
     accounts = 60
 
     async def scenario() -> None:

@@ -51,7 +51,7 @@ def fill(file: Path, rows: int = ROWS) -> Path:
 def test_a_load_that_is_cut_at_random_bytes_resumes(
     direction: str, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reunite_transport.relay.server.FRAME_ROWS_MAX", 500)
+    monkeypatch.setattr("reunite_transport.relay.connection.FRAME_ROWS_MAX", 500)
     chance = random.Random(6)
     cuts = 8
 

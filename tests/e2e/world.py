@@ -19,7 +19,8 @@ from reunite.keys import key_values, pack_key
 from reunite.schema import quoted
 from reunite_transport import Sync
 from reunite_transport.relay.postgres_store import open_postgres
-from reunite_transport.relay.server import Limits, Relay, serve
+from reunite_transport.relay.server import Relay, serve
+from reunite_transport.relay.service import Limits
 
 # A machine under load: reached only by a test that fails.
 SECONDS_MAX = 30.0

@@ -20,7 +20,8 @@ from reunite_transport.messages import (
     Verdict,
     Welcome,
 )
-from reunite_transport.relay.server import Limits, Relay, serve
+from reunite_transport.relay.server import Relay, serve
+from reunite_transport.relay.service import Limits
 from tests.transport.relay.clients import SECONDS_MAX, TODO, Kind, hello
 from tests.transport.relay.memory_store import MemoryStore
 

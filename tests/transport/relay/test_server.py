@@ -22,7 +22,7 @@ from reunite_transport.messages import (
     Resume,
     Verdict,
 )
-from reunite_transport.relay import server
+from reunite_transport.relay import connection
 from reunite_transport.relay.store import RowChange, Violation
 from tests.transport.relay.clients import TODO, hello, push, todo
 from tests.transport.relay.memory_store import MemoryStore
@@ -70,7 +70,7 @@ def test_a_rejected_changeset_is_corrected_and_pushed_again() -> None:
 
 
 def test_pages_are_bounded_and_end_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "FRAME_ROWS_MAX", 3)
+    monkeypatch.setattr(connection, "FRAME_ROWS_MAX", 3)
 
     async def scenario() -> None:
         async with running() as world:

@@ -130,7 +130,7 @@ def test_connections_are_counted() -> None:
                 with contextlib.suppress(aiohttp.WSServerHandshakeError):
                     await world.live(1)
                     break
-            assert len(world.relay.connections) == 2
+            assert len(world.relay.service.connections) == 2
 
     asyncio.run(scenario())
 
@@ -180,12 +180,12 @@ def test_a_slow_reader_is_dropped_and_the_others_are_not(monkeypatch: pytest.Mon
             one, two = await world.live(1), await world.live(2)
             async with reader_of_nothing(world, 3):
                 number = 0
-                while len(world.relay.connections) < 3 or number == 0:
+                while len(world.relay.service.connections) < 3 or number == 0:
                     number += 1
                     await one.say(push(number, todo(1, 1, "t", at=number)))
                     await one.next(Commit)
                     await two.next(Commit)
-                while len(world.relay.connections) == 3:
+                while len(world.relay.service.connections) == 3:
                     number += 1
                     noise = secrets.token_hex(300_000)  # hardly packs
                     await one.say(push(number, todo(1, 1, noise, at=number)))
@@ -279,7 +279,7 @@ def test_a_client_that_vanishes_during_the_upgrade_is_no_error(
                     with pytest.raises(aiohttp.ClientError):
                         await world.connect()
             await world.live(1)
-            assert len(world.relay.connections) == 1
+            assert len(world.relay.service.connections) == 1
 
     asyncio.run(scenario())
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []

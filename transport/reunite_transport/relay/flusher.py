@@ -55,6 +55,11 @@ Commit: TypeAlias = Callable[[Store, Sequence[Changeset], bytes], Awaitable[Outc
 _log = logging.getLogger(__name__)
 
 
+def random_token() -> bytes:
+    """A name for a commit that no other has."""
+    return secrets.token_bytes(TOKEN_BYTES)
+
+
 @dataclass(slots=True)
 class _Queued:
     """A changeset that waits for its verdict; `unsure` when the outcome of an attempt was lost."""
@@ -89,7 +94,7 @@ class Flusher:
         hub: Hub,
         *,
         commit: Commit = commit_batch,
-        new_token: Callable[[], bytes] = lambda: secrets.token_bytes(TOKEN_BYTES),
+        new_token: Callable[[], bytes] = random_token,
         delay_seconds_min: float = DELAY_SECONDS_MIN,
         delay_seconds_max: float = DELAY_SECONDS_MAX,
         queued_bytes_max: int = QUEUED_BYTES_MAX,

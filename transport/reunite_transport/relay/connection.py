@@ -1,0 +1,244 @@
+"""A client's connection: pumps frames between a socket and a session, and answers the session.
+
+A reader takes in frames one after the other and answers what they ask; a writer sends what the
+session has, each frame within a time. What goes wrong in one connection ends that connection. The
+socket is whatever keeps `Socket`: a WebSocket (see `server`), or a simulated one.
+"""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+from reunite.errors import FormatError, ProtocolError, TableError
+from reunite_transport.messages import FRAME_BYTES_GOAL, FRAME_ROWS_MAX, Hello, Verdict
+from reunite_transport.relay.hub import Member
+from reunite_transport.relay.store import HistoryLost, StoreError, Violation
+from reunite_transport.relay_session import (
+    BarrierRequested,
+    Closed,
+    Described,
+    Event,
+    Greeted,
+    PullRequested,
+    PushReady,
+    RelaySession,
+)
+
+if TYPE_CHECKING:
+    from reunite_transport.relay.service import Service
+
+# Clients that see a socket close shake hands on it; others are cut off after this.
+CLOSE_SECONDS_MAX: Final = 2.0
+# A session that holds less than this of unanswered pushes is never the reason for a full relay.
+UNANSWERED_BYTES_FREE: Final = 1 << 20
+
+_log = logging.getLogger(__name__)
+
+
+class Socket(Protocol):
+    """What a connection needs of a socket; a lost one raises ConnectionError."""
+
+    async def receive(self) -> bytes | None:
+        """The next frame, None at the end. Raises ProtocolError for what is no frame."""
+        ...
+
+    async def send(self, frame: bytes) -> None:
+        """Write one frame; returns when the other side has room for it."""
+        ...
+
+    async def close(self, *, stopped: bool) -> None:
+        """Shake hands on the end; `stopped` when it is the relay's and not the connection's."""
+        ...
+
+    def cut_off(self) -> None:
+        """End it at once, without a word."""
+        ...
+
+
+class Connection:
+    """One client's socket: pumps frames between it and the session, and answers the session."""
+
+    def __init__(self, relay: "Service", socket: Socket) -> None:
+        self.ended = asyncio.Event()
+        self.session = RelaySession(
+            asyncio.get_running_loop().time(), hello_seconds=relay.limits.hello_seconds
+        )
+        self._relay = relay
+        self._socket = socket
+        self._member: Member | None = None
+        self._to_send = asyncio.Event()
+        self._stopped = False
+
+    async def run(self) -> None:
+        """Serve the connection to its end."""
+        loop = asyncio.get_running_loop()
+        # A timer may be early by the clock's grain, and this one runs once.
+        hello_timer = loop.call_later(self._relay.limits.hello_seconds + 0.01, self._tick)
+        reader = asyncio.create_task(self._read())
+        writer = asyncio.create_task(self._write())
+        try:
+            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hello_timer.cancel()
+            # Before the goodbye, as only one task at a time may read a WebSocket.
+            reader.cancel()
+            self._leave()
+            self.session.close()
+            self._to_send.set()
+            try:
+                await asyncio.wait((reader, writer))
+            except asyncio.CancelledError:
+                # What the store is asked it finishes, unless it is told twice.
+                reader.cancel()
+                raise
+        await self._say_goodbye()
+
+    def stop(self) -> None:
+        """End the connection because the relay stops: send what is due, then close."""
+        self._stopped = True
+        self.session.close("stopped", "the relay stops")
+        self._to_send.set()
+
+    def _tick(self) -> None:
+        self.session.tick(asyncio.get_running_loop().time())
+        self._to_send.set()
+
+    async def _read(self) -> None:
+        """Take in frames, until the client or the session ends the connection."""
+        session = self.session
+        try:
+            while (frame := await self._socket.receive()) is not None:
+                await self._receive(frame)
+                self._to_send.set()
+                if session.closed:
+                    return
+        except ProtocolError as error:
+            session.error(error.code, str(error))
+        except Exception:
+            _log.exception("a connection failed")
+            session.error("internal", "the relay failed; connect again")
+
+    async def _receive(self, frame: bytes) -> None:
+        session = self.session
+        session.receive(frame)
+        if session.unanswered_bytes > UNANSWERED_BYTES_FREE and self._relay.is_full:
+            session.error("overloaded", "the relay is full of pushes; try again later")
+        for event in session.events():
+            await self._answer(event)
+
+    async def _write(self) -> None:
+        """Send what the session has, until it is closed and all is sent."""
+        try:
+            while True:
+                self._to_send.clear()
+                frames = self.session.data_to_send()
+                for frame in frames:
+                    async with asyncio.timeout(self._relay.limits.send_seconds):
+                        await self._socket.send(frame)
+                if not frames:
+                    if self.session.closed:
+                        return
+                    await self._to_send.wait()
+        except (TimeoutError, ConnectionError):
+            self._socket.cut_off()  # too slow, or gone: either way it connects again
+        except Exception:
+            _log.exception("a connection's writer failed")
+            self._socket.cut_off()
+
+    async def _say_goodbye(self) -> None:
+        """Shake hands on the end of the connection, with whoever still does."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await self._socket.close(stopped=self._stopped)
+        except (TimeoutError, ConnectionError):
+            self._socket.cut_off()
+
+    async def _answer(self, event: Event) -> None:
+        """Do what one event asks for. Only one question is under way for a connection."""
+        try:
+            match event:
+                case Greeted(hello):
+                    await self._greet(hello)
+                case Described():
+                    await self._describe(event)
+                case PushReady() if self._member is not None:
+                    self._relay.flusher.push(self._member, event)
+                    await self._relay.flusher.wait_for_room(self._member)
+                case PullRequested() if self._member is not None:
+                    await self._page(self._member, event)
+                case BarrierRequested(barrier_id):
+                    seq = await self._relay.ask(self._relay.look)
+                    self.session.reached(barrier_id, seq)
+                case Closed() | PushReady() | PullRequested():
+                    pass  # the connection is over; `_write` and `run` see to the rest
+        except TableError as error:
+            self.session.error("unknown-table", str(error))
+        except FormatError as error:
+            self.session.error("malformed", str(error))
+        except StoreError as error:
+            _log.warning("a client's question failed: %s", error)
+            self.session.error("internal", "the relay's database does not answer; connect again")
+
+    async def _greet(self, hello: Hello) -> None:
+        self._leave()
+        relay, store = self._relay, self._relay.store
+        if hello.realm not in (None, store.realm):
+            self.session.error(
+                "realm",
+                "this file was synced with another realm; sync it there, or start from a new file",
+            )
+            return
+        try:
+            greeting = await relay.ask(
+                lambda: store.greet(
+                    hello.replica, hello.acknowledged, hello.nonces, hello.seq, hello.token
+                )
+            )
+        except HistoryLost as error:
+            self.session.error(
+                "restored",
+                f"{error}. The relay was restored from a backup, or this file is older than what"
+                " it keeps: sync again from a new file, and compare before you delete the old one",
+            )
+            return
+        relay.hub.grow(await relay.ask(store.registry))
+        self.session.welcome(greeting, realm=store.realm, registry=relay.hub.registry)
+        if self.session.closed:
+            return
+        if greeting.verdict is Verdict.FORK:
+            # A new Hello follows, under another id; the file that this one was copied from goes on.
+            return
+        member = Member(self.session, hello.replica, greeting.term, self._to_send.set)
+        if relay.hub.join(member):
+            self._member = member
+
+    async def _describe(self, event: Described) -> None:
+        relay = self._relay
+        try:
+            registry = await relay.ask(
+                lambda: relay.store.describe(event.tables, create=relay.create_tables)
+            )
+        except Violation as error:
+            self.session.error("schema", str(error))
+            return
+        relay.hub.grow(registry, besides=self._member)
+        self.session.registry(relay.hub.registry)
+
+    async def _page(self, member: Member, event: PullRequested) -> None:
+        relay = self._relay
+        page = await relay.ask(
+            lambda: relay.store.page(
+                event.seq, event.within, rows_max=FRAME_ROWS_MAX, bytes_max=FRAME_BYTES_GOAL
+            )
+        )
+        known = {table.id for table in relay.hub.registry}
+        if not known.issuperset(section.table for section in page.sections):
+            relay.hub.grow(await relay.ask(relay.store.registry))
+        self.session.page(page)
+        relay.hub.catch_up(member)
+
+    def _leave(self) -> None:
+        if self._member is not None:
+            self._relay.hub.leave(self._member)
+            self._relay.flusher.forget(self._member)
+            self._member = None

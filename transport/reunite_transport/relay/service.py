@@ -1,0 +1,178 @@
+"""A relay process without its sockets: the store, who is connected, and the tasks that serve all.
+
+One flusher commits what all connections push, and one task looks for commits of other relays on
+the same database. Whoever owns the sockets (`server`, or a simulation) hands each to `attend`.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from reunite_transport.relay.connection import CLOSE_SECONDS_MAX, Connection, Socket
+from reunite_transport.relay.flusher import (
+    DELAY_SECONDS_MAX,
+    DELAY_SECONDS_MIN,
+    Flusher,
+    random_token,
+)
+from reunite_transport.relay.hub import Hub
+from reunite_transport.relay.store import HistoryLost, Store, StoreError, Violation
+from reunite_transport.relay_session import HELLO_SECONDS_MAX
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a relay allows itself and its clients."""
+
+    connections_max: int = 1_000
+    """Each costs some 100 KB while idle."""
+    unanswered_bytes_max: int = 1 << 30
+    """Pushes of all connections, whole or in parts, that wait for their verdict in memory."""
+    hello_seconds: float = HELLO_SECONDS_MAX
+    send_seconds: float = 30.0
+    """For one frame to leave; a reader slower than this resumes from its cursor."""
+    heartbeat_seconds: float = 20.0
+    """Below the minute after which most proxies drop an idle connection."""
+    poll_seconds: float = 0.25
+    """How late a commit of another relay on the same database may be noticed."""
+    store_seconds: float = 15.0
+    """How long a client's question waits for a database that is away."""
+    batch_seconds: float = 60.0
+    """How long one commit may take before the relay counts as unhealthy; the largest take
+    seconds."""
+    drain_seconds: float = 10.0
+    """For the batch under way when the relay stops."""
+
+
+async def open_service(
+    store: Store,
+    *,
+    create_tables: bool = True,
+    limits: Limits | None = None,
+    new_token: Callable[[], bytes] = random_token,
+) -> "Service":
+    """Begin to serve the realm in `store`, which stays the caller's, who closes it after the
+    service. `create_tables` lets clients add tables and columns to the realm; `new_token` makes
+    the name of a commit, TOKEN_BYTES bytes of chance. Raises StoreError when the database does not
+    answer."""
+    head, token = await store.head()
+    registry = await store.registry()
+    hub = Hub(head=head, token=token, registry=registry)
+    flusher = Flusher(store, hub, new_token=new_token)
+    service = Service(store, hub, flusher, create_tables, limits or Limits())
+    service.start()
+    return service
+
+
+class Service:
+    """A relay process, but for its sockets; made by `open_service`."""
+
+    def __init__(
+        self, store: Store, hub: Hub, flusher: Flusher, create_tables: bool, limits: Limits
+    ) -> None:
+        """Put the parts together; `start` starts them."""
+        self.store = store
+        self.hub = hub
+        self.flusher = flusher
+        self.create_tables = create_tables
+        self.limits = limits
+        self.connections: set[Connection] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._answers = True
+
+    def start(self) -> None:
+        """Start the tasks that serve all."""
+        self._tasks = [
+            asyncio.create_task(self.flusher.run(), name="relay flusher"),
+            asyncio.create_task(self._watch(), name="relay watch"),
+        ]
+
+    async def close(self) -> None:
+        """Finish the batch under way and say goodbye to everybody.
+
+        What was pushed and not committed is pushed again at the next relay.
+        """
+        self.flusher.stop()
+        flushing, watching = self._tasks
+        watching.cancel()
+        await asyncio.wait([flushing], timeout=self.limits.drain_seconds)
+        flushing.cancel()
+        await asyncio.wait(self._tasks)
+        for connection in list(self.connections):
+            connection.stop()
+        handlers = [connection.ended.wait() for connection in self.connections]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS_MAX + 1):
+                await asyncio.gather(*handlers)
+
+    async def attend(self, socket: Socket) -> None:
+        """Serve one connection to its end."""
+        connection = Connection(self, socket)
+        self.connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self.connections.discard(connection)
+            connection.ended.set()
+
+    def trouble(self) -> str | None:
+        """What a load balancer should know; None while the database answers and commits."""
+        if not self._answers:
+            return "the database does not answer"
+        since = self.flusher.in_flight_since
+        now = asyncio.get_running_loop().time()
+        if since is not None and now - since > self.limits.batch_seconds:
+            return "a commit does not end"
+        return None
+
+    async def ask(self, question: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask the store on behalf of one client, again and again for a while if it is away."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.limits.store_seconds
+        delay = DELAY_SECONDS_MIN
+        while True:
+            try:
+                return await question()
+            except (HistoryLost, Violation):
+                raise
+            except StoreError:
+                if loop.time() + delay > until:
+                    raise
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, DELAY_SECONDS_MAX)
+
+    async def look(self) -> int:
+        """Ask the store for its head and tell the hub; returns the seq."""
+        since = self.hub.head
+        seq, token = await self.store.head()
+        in_flight = self.flusher.in_flight
+        if self.hub.observe(seq, token, since=since, in_flight=in_flight):
+            self.hub.grow(await self.store.registry())
+        return seq
+
+    @property
+    def is_full(self) -> bool:
+        """True while pushes that wait for their verdict take all the memory they may."""
+        waiting = sum(connection.session.unanswered_bytes for connection in self.connections)
+        return waiting > self.limits.unanswered_bytes_max
+
+    async def _watch(self) -> None:
+        """Notice commits of other relays, and whether the database answers."""
+        while True:
+            await asyncio.sleep(self.limits.poll_seconds)
+            try:
+                async with asyncio.timeout(self.limits.store_seconds):
+                    await self.look()
+            except Exception as error:
+                if self._answers:
+                    said = str(error) or "no answer in time"
+                    _log.warning("the database does not answer: %s", said)
+                self._answers = False
+            else:
+                self._answers = True
