@@ -75,26 +75,37 @@ def retry(state: State) -> bool:
 
 
 def forget_waiting(state: State) -> None:
-    """Drop a whole snapshot that waits for a verdict: after a reconnect it is pulled again from
-    the cursor. Pages of a load that goes on stay."""
-    last = state.conn.execute("SELECT kind FROM _reunite_inbox ORDER BY id DESC LIMIT 1").fetchone()
-    if last is not None and last[0] == 1:
+    """Before a greeting: what waits must not know more than the greeting says.
+
+    Changesets that a waiting commit acknowledges are known to be in, and go when the cursor
+    reaches it. A whole snapshot that waits for a verdict is dropped, as it is pulled again from the
+    cursor; pages of a load that goes on stay.
+    """
+    waiting = state.conn.execute("SELECT id, kind, message FROM _reunite_inbox ORDER BY id")
+    for line, _, message in (lines := waiting.fetchall()):
+        statement = unpack_statement(message)
+        if statement.acknowledged:
+            know(state, [(number, statement.seq) for number in statement.acknowledged])
+            state.conn.execute(
+                "UPDATE _reunite_inbox SET message = ? WHERE id = ?",
+                (pack_statement(statement._replace(acknowledged=())), line),
+            )
+    if lines and lines[-1][1] == 1:
         state.conn.execute("DELETE FROM _reunite_inbox")
         state.meta.load_seq = state.meta.load_within = None
         state.save("load_seq", "load_within")
 
 
-def forget_numbers(state: State) -> None:
-    """Let waiting commits acknowledge nothing: the replica's numbers begin anew, and what these
-    meant is known by its commit."""
-    waiting = state.conn.execute("SELECT id, message FROM _reunite_inbox").fetchall()
-    for number, message in waiting:
-        statement = unpack_statement(message)
-        if statement.acknowledged:
+def know(state: State, pairs: Iterable[tuple[int, int]]) -> None:
+    """These changesets were committed at these seqs; they go when the cursor reaches them."""
+    for number, seq in pairs:
+        changeset = outbox.by_number(state.conn, number)
+        if changeset is not None:
             state.conn.execute(
-                "UPDATE _reunite_inbox SET message = ? WHERE id = ?",
-                (pack_statement(statement._replace(acknowledged=())), number),
+                "UPDATE _reunite_changesets SET seq = ? WHERE id = ?", (seq, changeset.id)
             )
+        state.meta.acknowledged = max(state.meta.acknowledged, number)
+    state.save("acknowledged")
 
 
 def drop_reached(state: State) -> None:

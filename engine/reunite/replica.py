@@ -254,6 +254,7 @@ class Replica:
         """What to say to a relay; folds first, so that all that is pending is named."""
         with self.transaction() as state:
             fold_strangers(state)
+            inbox.forget_waiting(state)
             meta = state.meta
             return Greeting(
                 meta.realm,
@@ -285,7 +286,6 @@ class Replica:
                 )
             meta.realm = realm
             state.save("realm")
-            inbox.forget_waiting(state)
             offset_ms = offset_ms if abs(offset_ms) >= OFFSET_MS_MIN else 0
             if abs(offset_ms - meta.offset_ms) >= OFFSET_MS_MIN or (
                 not offset_ms and meta.offset_ms
@@ -345,14 +345,7 @@ class Replica:
         """These numbers were committed at these seqs while the stream was not live."""
         with self.transaction() as state:
             fold_strangers(state)
-            for number, seq in pairs:
-                changeset = outbox.by_number(state.conn, number)
-                if changeset is not None:
-                    state.conn.execute(
-                        "UPDATE _reunite_changesets SET seq = ? WHERE id = ?", (seq, changeset.id)
-                    )
-                state.meta.acknowledged = max(state.meta.acknowledged, number)
-            state.save("acknowledged")
+            inbox.know(state, pairs)
             if any(seq <= state.meta.seq for _, seq in pairs):
                 inbox.drop_reached(state)
             inbox.retry(state)

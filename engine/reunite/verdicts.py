@@ -15,7 +15,6 @@ from reunite.bookkeeping import CHANGESET_ID_STEP, Row, lines_of, save_rows
 from reunite.clock import FLOOR, NEVER, edit_time, stamp
 from reunite.document import decode, encode, merge
 from reunite.fold import whole
-from reunite.inbox import forget_numbers
 from reunite.outbox import Changeset
 from reunite.payload import Entry, Kind, RowRef
 from reunite.rejected import record_entry
@@ -79,7 +78,6 @@ def rejoin(state: State, known: Sequence[tuple[int, int]]) -> None:
     stamped and numbered anew under a new replica id.
     """
     mark_known(state, known, counted_from=state.meta.acknowledged)
-    forget_numbers(state)
     state.meta.replica = state.chance.replica()
     state.meta.acknowledged = 0
     state.save("replica", "acknowledged")
