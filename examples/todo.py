@@ -14,7 +14,7 @@ import os
 import sys
 from uuid import uuid4
 
-from reunite import Database
+from reunite import Database, ReuniteError
 from reunite_transport import Sync
 
 TABLE = """
@@ -43,4 +43,10 @@ async def main(command: str = "list", argument: str = "") -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except ReuniteError as error:
+        # A list that cannot sync now is as good as before, and has lost nothing.
+        sys.exit(f"todo: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -24,9 +24,10 @@ FORBIDDEN_BY_LAYER = {
 }
 
 # A package from outside is imported by these modules and by no other.
-RELAY = "transport/reunite_transport/relay"
+TRANSPORT = "transport/reunite_transport"
+RELAY = f"{TRANSPORT}/relay"
 EDGES = {
-    "aiohttp": ["transport/reunite_transport/sync.py", f"{RELAY}/server.py"],
+    "aiohttp": ["transport/reunite_transport/websocket.py", f"{RELAY}/server.py"],
     "asyncpg": [f"{RELAY}/postgres_*.py", f"{RELAY}/embedded.py"],
     "msgpack": [
         "engine/reunite/document.py",
@@ -36,9 +37,9 @@ EDGES = {
         "transport/reunite_transport/reader.py",
     ],
     "pycrdt": ["engine/reunite/cells/yjs.py"],
-    "rich": [f"transport/reunite_transport/{name}.py" for name in ("cli", "console", "demo")],
+    "rich": [f"{TRANSPORT}/{name}.py" for name in ("cli", "console", "demo", "watch")],
     "sqlalchemy": [f"{RELAY}/postgres_schema.py"],
-    "typer": [f"transport/reunite_transport/{name}.py" for name in ("cli", "console", "demo")],
+    "typer": [f"{TRANSPORT}/{name}.py" for name in ("cli", "console", "watch")],
 }
 
 # Time, chance and sockets are passed into the engine; these modules pass them.

@@ -185,6 +185,20 @@ class StoreContract:
 
         asyncio.run(scenario())
 
+    def test_nobody_sees_a_commit_before_it_is_one(self, opener: Opener) -> None:
+        async def scenario() -> None:
+            async with opener() as store, opener() as other:
+                await store.describe([PERSON], create=True)
+                async with store.begin() as transaction:
+                    await transaction.finish(b"token...", {row(1): encode(EMPTY)}, [])
+                    for each in (store, other):
+                        assert await each.head() == (0, b"")
+                        page = await each.page(0, b"", rows_max=10, bytes_max=ALL)
+                        assert page == FeedPage((), 0, b"", True, b"")
+                assert await other.head() == (1, b"token...")
+
+        asyncio.run(scenario())
+
     def test_a_transaction_without_finish_leaves_nothing(self, opener: Opener) -> None:
         async def scenario() -> None:
             async with opener() as store:
@@ -269,6 +283,23 @@ class StoreContract:
                             merge(inserted(at(now, A), {2: old}), edited(at(now + 1, A), {2: new})),
                         )
                         for key, old, new in ((1, "a@x", "b@x"), (2, "b@x", "a@x"))
+                    ]
+                    assert not await transaction.write_rows(changes)
+
+        asyncio.run(scenario())
+
+    def test_unique_values_move_from_row_to_row_in_one_write(self, opener: Opener) -> None:
+        async def scenario() -> None:
+            async with opener() as store:
+                await store.describe([PERSON], create=True)
+                now = await write(store, {row(k): ("insert", {2: f"{k}@x"}) for k in (1, 2, 3)})
+                one, two, three = (inserted(at(now, A), {2: f"{k}@x"}) for k in (1, 2, 3))
+                async with store.begin() as transaction:
+                    changes = [
+                        RowChange(row(4), EMPTY, three),
+                        RowChange(row(3), three, merge(three, edited(at(now + 1, A), {2: "2@x"}))),
+                        RowChange(row(2), two, merge(two, edited(at(now + 1, A), {2: "1@x"}))),
+                        RowChange(row(1), one, merge(one, deleted(at(now + 1, A)))),
                     ]
                     assert not await transaction.write_rows(changes)
 

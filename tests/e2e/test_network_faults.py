@@ -13,7 +13,7 @@ from aiohttp import WSMsgType, web
 from reunite import Database
 from reunite.driver import real_clock
 from reunite.errors import SyncError
-from reunite_transport import Sync, sync
+from reunite_transport import Sync, websocket
 from reunite_transport.messages import SUBPROTOCOL
 from tests.e2e.processes import free_port
 from tests.e2e.proxy import proxy_to
@@ -147,8 +147,8 @@ def test_a_relay_that_stops_answering_is_given_up(
     when: str, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A half-open socket: the connection stands, and nothing comes."""
-    monkeypatch.setattr(sync, "HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(sync, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(websocket, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(websocket, "CONNECT_SECONDS", 0.3)
 
     async def scenario() -> None:
         file = fill(tmp_path / "one.db", 3)

@@ -6,103 +6,24 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
 
 import pytest
 
+from reunite_transport import cli
 from reunite_transport.relay.run import default_data, without_password
-
-REUNITE = Path(sys.executable).with_name("reunite")
-# Slower than any command here on a busy machine.
-SECONDS_MAX = 120
-# Nobody listens on it: it is reserved for multiplexing.
-NO_RELAY = "ws://127.0.0.1:1"
-ODD = "my [bold]odd[/] :smile:"
-
-Finished = subprocess.CompletedProcess[str]
-
-
-class Command(Protocol):
-    """Runs `reunite` with arguments, to its end."""
-
-    def __call__(self, *arguments: object) -> Finished: ...
-
-
-@pytest.fixture
-def reunite(tmp_path: Path) -> Command:
-    def run(*arguments: object) -> Finished:
-        return subprocess.run(
-            [REUNITE, *map(str, arguments)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_MAX,
-            check=False,
-        )
-
-    return run
-
-
-@pytest.fixture
-def music(tmp_path: Path) -> Path:
-    """An SQLite file that nobody tracks: two tables, in the mode that SQLite starts with."""
-    path = tmp_path / "music.db"
-    with closing(sqlite3.connect(path)) as conn:
-        conn.executescript(
-            f"""
-            CREATE TABLE artist (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
-            CREATE TABLE "{ODD}" (id TEXT PRIMARY KEY);
-            INSERT INTO artist VALUES (1, 'Mira Holt'), (2, 'Oda Lind');
-            """
-        )
-    return path
-
-
-@contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A `reunite` that runs beside the test, where Ctrl-C is heeded; ended with the block."""
-    process = subprocess.Popen(
-        [REUNITE, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=SECONDS_MAX)
-
-
-@pytest.fixture
-def relay_url(postgres_url: str) -> Iterator[str]:
-    """A relay of its own process on an empty database."""
-    options = ("--postgres", postgres_url, "--create-tables", "--port", 0, "--json")
-    with started("relay", *options) as process:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
-
-
-def query(path: Path, sql: str) -> list[Any]:
-    with closing(sqlite3.connect(path)) as conn, conn:
-        return conn.execute(sql).fetchall()
-
-
-def failed(finished: Finished, code: int, *words: str) -> None:
-    """The command failed with this code and one line on stderr that holds the words."""
-    assert finished.returncode == code, finished
-    assert finished.stdout == ""
-    assert len(finished.stderr.splitlines()) == 1, finished.stderr
-    assert finished.stderr.startswith("reunite: ")
-    for word in words:
-        assert word in finished.stderr
-
+from tests.transport.commands import (
+    NO_RELAY,
+    ODD,
+    REUNITE,
+    SECONDS_MAX,
+    Command,
+    failed,
+    query,
+    started,
+)
 
 # Calls
 
@@ -136,6 +57,8 @@ def test_every_command_explains_itself_with_an_example(reunite: Command, command
         ("sync", "music.db", NO_RELAY, "--adopt", "both"),
         ("sync", "music.db", NO_RELAY, "--timeout", "-1"),
         ("sync", "music.db", NO_RELAY, "--json"),
+        ("sync", NO_RELAY, "music.db"),
+        ("sync", "music.db", "ws://two..dots:8800"),
         ("status",),
         ("verify", "music.db", "more"),
         ("demo", "more"),
@@ -148,6 +71,64 @@ def test_a_wrong_call_is_refused_with_code_2(
     before = music.read_bytes()
     failed(reunite(*arguments), 2)
     assert music.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ((NO_RELAY, "music.db"), f"reunite sync music.db {NO_RELAY}"),
+        (("music.db", "http://127.0.0.1:8800"), "; write ws://127.0.0.1:8800"),
+        (("music.db", "https://relay.example/sync"), "; write wss://relay.example/sync"),
+        (("music.db", "localhost:8800"), "; write ws://localhost:8800"),
+        (("music.db", "phone.db"), ", as ws://127.0.0.1:8800 is"),
+    ],
+    ids=str,
+)
+def test_a_sync_with_its_arguments_mixed_up_says_what_was_meant(
+    reunite: Command, music: Path, arguments: tuple[str, ...], hint: str
+) -> None:
+    refused = reunite("sync", *arguments)
+    failed(refused, 2)
+    assert refused.stderr.endswith(f"{hint}\n")
+
+
+def test_a_sync_of_what_can_be_no_file_makes_none(reunite: Command, tmp_path: Path) -> None:
+    failed(reunite("sync", tmp_path, NO_RELAY), 1, f"{tmp_path} is a folder")
+    failed(reunite("sync", "no/such.db", NO_RELAY), 1, "there is no folder no;")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_that_of_the_package(reunite: Command) -> None:
+    assert reunite("--version").stdout == f"reunite {version('reunite')}\n"
+
+
+@pytest.mark.parametrize(
+    ("imported", "arguments"),
+    [
+        ("typer", ("status", "music.db")),
+        ("aiohttp", ("sync", "music.db", NO_RELAY)),
+        ("asyncpg", ("relay", "--data", "here")),
+        ("asyncpg", ("demo",)),
+    ],
+)
+def test_ctrl_c_during_an_import_ends_it_without_a_word(
+    reunite: Command, tmp_path: Path, imported: str, arguments: tuple[str, ...]
+) -> None:
+    stand_in = tmp_path / f"{imported}.py"
+    stand_in.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    ended = reunite(*arguments, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGINT, "", "")
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == [stand_in]
+
+
+def test_a_command_that_needs_no_network_imports_none(
+    reunite: Command, music: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "aiohttp.py").write_text("raise AssertionError('imported')")
+    (tmp_path / "asyncpg.py").write_text("raise AssertionError('imported')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for command in (("track", music, "artist"), ("status", music), ("verify", music)):
+        assert reunite(*command, env=environment).stderr == ""
 
 
 @pytest.mark.parametrize("command", ["track", "status", "verify"])
@@ -278,6 +259,29 @@ def test_verify_finds_a_row_that_was_changed_behind_the_triggers(
     }
 
 
+@pytest.mark.parametrize("command", [("track", "--all"), ("sync", NO_RELAY, "--once")], ids=str)
+def test_a_file_that_is_locked_is_named_with_what_may_help(
+    reunite: Command,
+    music: Path,
+    command: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reunite("track", music, "artist")
+    # In this process, as a command of its own would wait for ten seconds.
+    monkeypatch.setattr("reunite.database.BUSY_TIMEOUT_MS", 1)
+    monkeypatch.setattr("sys.argv", ["reunite", command[0], str(music), *command[1:]])
+    with closing(sqlite3.connect(music, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        f"reunite: {music}: database is locked; another program holds a write transaction on it;"
+        " let it finish first\n"
+    )
+
+
 def test_names_print_as_they_are_and_cannot_control_the_terminal(
     reunite: Command, tmp_path: Path
 ) -> None:
@@ -309,116 +313,24 @@ def test_a_reader_that_leaves_early_ends_it_without_a_traceback(
     assert (done.returncode, done.stderr) == (1, "")
 
 
-# Sync
-
-
-def test_a_file_syncs_once_and_a_new_one_gets_all_its_tables(
-    reunite: Command, music: Path, relay_url: str, tmp_path: Path
-) -> None:
-    reunite("track", music, "--all")
-    sent = reunite("sync", music, relay_url, "--once")
-    assert (sent.returncode, sent.stderr) == (0, "")
-    assert sent.stdout == f"{music}: 0 rows received, 0 changesets pending\n"
-    came = reunite("sync", "new.db", relay_url, "--once", "--json")
-    assert came.returncode == 0, came.stderr
-    assert json.loads(came.stdout) == {
-        "file": "new.db",
-        "received": 2,
-        "pending": 0,
-        "rejected": [],
-        "left_alone": [],
-    }
-    artists = "SELECT id, name FROM artist ORDER BY id"
-    assert query(tmp_path / "new.db", artists) == query(music, artists)
-    assert reunite("verify", "new.db").returncode == 0
-    assert json.loads(reunite("status", "new.db", "--json").stdout)["last_sync"]
-
-
-def test_a_rejection_is_one_line_on_stderr_and_in_the_json(
-    reunite: Command, music: Path, relay_url: str, tmp_path: Path
-) -> None:
-    reunite("track", music, "artist")
-    reunite("sync", music, relay_url, "--once")
-    for name in ("b.db", "c.db"):
-        reunite("sync", name, relay_url, "--once")
-    for key, name in ((8, "music.db"), (9, "b.db"), (10, "c.db")):
-        query(tmp_path / name, f"INSERT INTO artist VALUES ({key}, 'the same name')")
-    assert reunite("sync", music, relay_url, "--once").stderr == ""
-    refused = reunite("sync", "b.db", relay_url, "--once")
-    assert refused.returncode == 0
-    assert len(refused.stderr.splitlines()) == 1
-    assert "rejected (constraint): artist 9: " in refused.stderr
-    assert "1 rejected" in refused.stdout
-    found = json.loads(reunite("sync", "c.db", relay_url, "--once", "--json").stdout)
-    (rejection,) = found["rejected"]
-    assert rejection["reason"] == "constraint"
-    assert rejection["rows"] == [["artist", 10]]
-    assert json.loads(reunite("status", "b.db", "--json").stdout)["rejected"] == 1
-
-
-def test_two_different_files_are_not_mixed_until_someone_decides(
-    reunite: Command, music: Path, relay_url: str, tmp_path: Path
-) -> None:
-    other = tmp_path / "other.db"
-    other.write_bytes(music.read_bytes())
-    query(other, "UPDATE artist SET name = 'Someone else' WHERE id = 1")
-    for path in (music, other):
-        reunite("track", path, "artist")
-    reunite("sync", music, relay_url, "--once")
-    failed(reunite("sync", other, relay_url, "--once"), 1, "1 row of artist", "--adopt theirs")
-    assert query(other, "SELECT name FROM artist WHERE id = 1") == [("Someone else",)]
-    settled = reunite("sync", other, relay_url, "--once", "--adopt", "ours")
-    assert settled.returncode == 0
-    reunite("sync", music, relay_url, "--once")
-    assert query(music, "SELECT name FROM artist WHERE id = 1") == [("Someone else",)]
-
-
-def test_a_table_that_is_not_tracked_is_left_alone_and_named(
-    reunite: Command, music: Path, relay_url: str, tmp_path: Path
-) -> None:
-    reunite("track", music, "artist")
-    reunite("sync", music, relay_url, "--once")
-    query(tmp_path / "own.db", "CREATE TABLE artist (mine)")
-    synced = reunite("sync", "own.db", relay_url, "--once")
-    assert synced.returncode == 0
-    assert "'artist' is not tracked here and was left alone" in synced.stderr
-    found = json.loads(reunite("sync", "own.db", relay_url, "--once", "--json").stdout)
-    assert found["left_alone"] == ["artist"]
-    assert query(tmp_path / "own.db", "SELECT * FROM artist") == []
-
-
-def test_a_relay_that_cannot_be_reached_is_given_up_in_time(reunite: Command, music: Path) -> None:
-    reunite("track", music, "artist")
-    gone = reunite("sync", music, NO_RELAY, "--once", "--timeout", "0.5")
-    failed(gone, 1, f"no connection to {NO_RELAY}", "--timeout")
-    assert json.loads(reunite("status", music, "--json").stdout)["pending"] == 1
-
-
-def test_ctrl_c_ends_a_sync_with_its_status(music: Path, reunite: Command, relay_url: str) -> None:
-    reunite("track", music, "artist")
-    with started("sync", music, relay_url) as process:
-        assert process.stdout is not None
-        assert "0 changesets pending" in process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=SECONDS_MAX)
-    assert process.returncode == 128 + signal.SIGINT
-    assert out == f"{music}: 0 rows received, 0 changesets pending\n"
-    assert "Traceback" not in err
-
-
 # The relay
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "options"), [(signal.SIGTERM, ()), (signal.SIGINT, ("--json",))]
+)
 def test_a_relay_brings_its_postgres_and_takes_it_down_when_told(
-    reunite: Command, music: Path, tmp_path: Path, number: signal.Signals
+    reunite: Command, music: Path, tmp_path: Path, number: signal.Signals, options: tuple[str, ...]
 ) -> None:
     data = tmp_path / "relay data"
     reunite("track", music, "artist")
-    with started("relay", "--data", data, "--port", 0) as process:
+    with started("relay", "--data", data, "--port", 0, *options) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline().split(maxsplit=1) for _ in range(3)]
-        shown = {name: value.strip() for name, value in lines}
+        if options:
+            shown = json.loads(process.stdout.readline())
+        else:
+            lines = [process.stdout.readline().split(maxsplit=1) for _ in range(3)]
+            shown = {name: value.strip() for name, value in lines}
         assert shown["data"] == str(data)
         assert shown["postgres"].startswith("postgresql://")
         # It listens by now, and makes tables on its own Postgres without being asked.
@@ -438,8 +350,7 @@ def test_tables_are_made_on_a_given_postgres_only_when_asked(
     with started("relay", "--postgres", postgres_url, "--port", 0, "--json") as process:
         assert process.stdout is not None
         announced = json.loads(process.stdout.readline())
-        assert announced.keys() == {"url", "postgres"}
-        assert announced["postgres"] == postgres_url
+        assert announced == {"url": announced["url"], "postgres": postgres_url, "data": None}
         failed(reunite("sync", music, announced["url"], "--once"), 1, "artist")
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -160,6 +161,36 @@ def test_two_lists_of_the_example_become_one(tmp_path: Path, postgres_url: str) 
             assert merged.splitlines() == ["  1 [ ] Call Ada", "  2 [x] Buy milk"]
 
     asyncio.run(run())
+
+
+def test_the_example_says_in_one_line_why_it_cannot_sync(tmp_path: Path) -> None:
+    refused = subprocess.run(
+        [sys.executable, ROOT / "examples" / "todo.py", "sync", "http://127.0.0.1:1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert re.fullmatch(r"todo: .*begins with ws:// or wss://\n", refused.stderr)
+
+
+def test_the_example_ends_quietly_on_ctrl_c(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, ROOT / "examples" / "todo.py", "sync", "ws://127.0.0.1:1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        # The file is there from the moment at which the program has begun.
+        deadline = time.monotonic() + DEMO_SECONDS_MAX
+        while not (tmp_path / "todo.db").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEMO_SECONDS_MAX)
+    assert (process.returncode, out, err) == (128 + signal.SIGINT, "", "")
 
 
 def test_the_protocols_page_states_the_limits_that_the_code_has() -> None:

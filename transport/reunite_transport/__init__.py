@@ -1,6 +1,19 @@
 """reunite_transport: how replicas meet. The client's `Sync`, the relay, and their protocol."""
 
-from reunite_transport.client_session import GaveUp
-from reunite_transport.sync import Progress, Sync, SyncStatus
+# As in `typing`, which takes time to import: the program `reunite` begins here, too, and Ctrl-C is
+# not heeded yet.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from reunite_transport.client_session import GaveUp
+    from reunite_transport.sync import Progress, Sync, SyncStatus
 
 __all__ = ["GaveUp", "Progress", "Sync", "SyncStatus"]
+
+
+def __getattr__(name: str) -> object:
+    # Imported when first asked for: most commands of the program need no network client.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from reunite_transport import client_session, sync
+
+    return getattr(client_session if name == "GaveUp" else sync, name)

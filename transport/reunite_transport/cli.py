@@ -5,19 +5,18 @@ program may read goes to stdout, with --json as one object; everything else, one
 stderr. Names and values from files are shown as they are, never as markup or control codes.
 
 `status` and `verify` read a file through a connection of their own, which creates and changes
-nothing; all else goes through `Database`.
+nothing; all else goes through `Database`. What only some commands need is imported by them.
 """
 
 import asyncio
 import logging
 import os
+import re
 import signal
 import sqlite3
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -25,29 +24,18 @@ from typing import Annotated, Final, cast
 from urllib.parse import urlsplit
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
-from rich.text import Text
 
-from reunite import Database, FileError, ReuniteError, SyncError, UsageError
+from reunite import Database, FileError, ReuniteError, UsageError
 from reunite.adopt import Choice
 from reunite.bookkeeping import FILE_FORMAT, is_prepared
 from reunite.driver import real_chance, real_clock
 from reunite.replica import Replica
 from reunite.schema import quoted, read_table, table_names
 from reunite.verify import verify as differences_of
-from reunite_transport.client_session import Event, GaveUp, Received
 from reunite_transport.console import complain, console, counted, plain, print_json, shown_key
-from reunite_transport.relay.embedded import EmbeddedPostgresError
-from reunite_transport.sync import Sync
+from reunite_transport.interrupt import ending_at_once
+from reunite_transport.trouble import file_trouble
 
-# How often `sync` looks at what happened, to print it.
-WATCH_SECONDS: Final = 0.1
-# A relay gives one commit two minutes; a live connection on which nothing was answered for longer
-# waits for something that --once should not wait for.
-LIVE_IDLE_SECONDS_MAX: Final = 150.0
-# Offline without a time for the next try, and stopped, are for good.
-AT_WORK: Final = frozenset({"connecting", "loading", "live"})
 # Nobody scrolls through more; the number of all is stated.
 DIFFERENCES_SHOWN_MAX: Final = 1_000
 # What the facts of `status` that are about trouble mean.
@@ -61,13 +49,39 @@ STATUS_NOTES: Final = {
 # What the command line itself raises for arguments that it cannot take.
 WRONG_CALL: Final = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
-POSTGRES_HELP: Final = "Use this Postgres; the variable PGPASSWORD may hold its password."
-DATA_HELP: Final = "Where the embedded Postgres lives; default: $XDG_DATA_HOME/reunite-data."
-CREATE_HELP: Final = "Whether clients may add tables; default: yes, but no with --postgres."
-ADOPT_HELP: Final = "Whose rows count where the file and the relay brought different ones."
+POSTGRES_HELP: Final = (
+    "A Postgres of yours to keep the tables in; the variable PGPASSWORD may hold its password."
+    " Default: one that the relay brings."
+)
+DATA_HELP: Final = (
+    "The folder of the Postgres that the relay brings; default: reunite-data in $XDG_DATA_HOME"
+    " or ~/.local/share."
+)
+HOST_HELP: Final = "The address to listen on."
+PORT_HELP: Final = "The port to listen on; 0 takes a free one."
+CREATE_HELP: Final = (
+    "Whether files may bring tables that Postgres lacks; default: yes, but no with --postgres."
+)
+INSECURE_HELP: Final = "Allow a --host that other machines can reach; whoever can may change all."
+TABLES_HELP: Final = "The tables to take in."
+URL_HELP: Final = "The relay's address, such as ws://127.0.0.1:8800."
+ONCE_HELP: Final = "Stop when all is sent and received."
+ADOPT_HELP: Final = (
+    "Where tracked tables of the file and of the relay hold different rows under the same keys:"
+    " take the relay's (theirs) or the file's (ours)."
+)
 TIMEOUT_HELP: Final = "With --once: how long to try to reach the relay."
 app = typer.Typer(
-    help="Your data drifts apart offline. reunite merges it.",
+    help="""Your data drifts apart offline. reunite merges it.
+
+    \b
+    To see it:
+      reunite demo
+    To sync an SQLite file, with the relay in another terminal:
+      reunite relay
+      reunite track music.db --all
+      reunite sync music.db ws://127.0.0.1:8800
+    """,
     add_completion=False,
     pretty_exceptions_enable=False,
     # Plain help: the same on every terminal and in a file.
@@ -78,7 +92,7 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="An SQLite file.", sh
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program.")]
 
 
-# Whose rows count when this file and the relay brought different ones.
+# Whose rows count where this file and the relay brought different ones.
 Adopt = StrEnum("Adopt", ["THEIRS", "OURS"])
 
 
@@ -102,13 +116,35 @@ def main() -> None:
     except UsageError as error:
         complain(str(error))
         code = 1 if isinstance(error.__cause__, OSError) else 2
-    except (ReuniteError, EmbeddedPostgresError, OSError, sqlite3.Error, UnicodeError) as error:
+    except (ReuniteError, OSError, sqlite3.Error, UnicodeError) as error:
         complain(str(error) or type(error).__name__)
         code = 1
     except WRONG_CALL as error:
         complain(error.format_message())
         code = 2
     sys.exit(code or 0)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        # Imported here: it reads mail headers, and no other command has any.
+        from importlib.metadata import version
+
+        typer.echo(f"reunite {version('reunite')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    # What belongs to no command.
+    pass
 
 
 # The relay.
@@ -118,23 +154,20 @@ def main() -> None:
 def relay(
     postgres: Annotated[str | None, typer.Option(metavar="URL", help=POSTGRES_HELP)] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help=DATA_HELP)] = None,
-    host: Annotated[str, typer.Option(metavar="H", help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="P", min=0, max=65535, help="The port; 0 takes a free one.")
-    ] = 8800,
+    host: Annotated[str, typer.Option(metavar="H", help=HOST_HELP)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help=PORT_HELP)] = 8800,
     create_tables: Annotated[
         bool | None,
         typer.Option("--create-tables/--no-create-tables", help=CREATE_HELP, show_default=False),
     ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow a host that other machines can reach.")
-    ] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE_HELP)] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a relay until Ctrl-C or SIGTERM.
+    """Run the relay that files sync with, until Ctrl-C or SIGTERM.
 
-    Without --postgres it brings its own Postgres. Clients do not sign in yet, so it listens on
-    this machine only, unless --insecure says that the network can be trusted.
+    It keeps ordinary Postgres tables equal to the files, and prints the addresses of both. Clients
+    do not sign in yet, so it listens on this machine only, unless --insecure says that the network
+    can be trusted.
 
     \b
     Examples:
@@ -142,9 +175,9 @@ def relay(
       reunite relay --postgres postgresql://me@localhost/app --create-tables
     """
     if postgres is not None and data is not None:
-        raise typer.BadParameter("--data is for the embedded Postgres; leave it or --postgres out")
-    # Imported here: who only syncs needs neither Postgres nor its driver.
-    from reunite_transport.relay import run
+        raise UsageError("--data is for the embedded Postgres; leave it or --postgres out")
+    with ending_at_once():
+        from reunite_transport.relay import run
 
     logging.basicConfig(level=logging.WARNING, format="reunite relay: %(message)s")
     # Its tracebacks add nothing: the relay says itself when the database is away.
@@ -160,33 +193,38 @@ def relay(
             insecure=insecure,
         ) as running:
             shown = {"url": running.url, "postgres": run.without_password(running.postgres)}
+            data_shown = None if running.data is None else str(running.data)
             if as_json:
-                print_json(shown)
+                print_json({**shown, "data": data_shown})
             else:
-                shown |= {} if running.data is None else {"data": str(running.data)}
+                shown |= {} if data_shown is None else {"data": data_shown}
                 for name, value in shown.items():
                     typer.echo(f"{name:<9} {plain(value)}")
             sys.stdout.flush()
             await asyncio.Event().wait()
 
-    with suppress(run.Stopped):
+    # It takes Ctrl-C over as soon as there is something to stop.
+    with ending_at_once(), suppress(run.Stopped):
         run.run_until_stopped(serve())
 
 
-# Files.
+# Tracking.
 
 
 @app.command()
 def track(
     file: File,
-    tables: Annotated[list[str] | None, typer.Argument(metavar="TABLE...")] = None,
+    tables: Annotated[
+        list[str] | None, typer.Argument(metavar="TABLE", help=TABLES_HELP, show_default=False)
+    ] = None,
     all_tables: Annotated[bool, typer.Option("--all", help="All tables of the file.")] = False,
     as_json: Json = False,
 ) -> None:
     """Take tables of an SQLite file into sync, with the rows they have.
 
-    The tables themselves are not changed. The file gets tables and triggers whose names begin
-    with _reunite_, and is switched to WAL mode.
+    Nothing is sent yet; `reunite sync` does that. The tables themselves are not changed. The file
+    gets tables and triggers whose names begin with _reunite_ or reunite_, and is switched to WAL
+    mode.
 
     \b
     Examples:
@@ -194,7 +232,7 @@ def track(
       reunite track music.db --all
     """
     if bool(tables) == all_tables:
-        raise typer.BadParameter("name the tables to track, or pass --all, and not both")
+        raise UsageError("name the tables to track, or pass --all, and not both")
     with _reading(file) as conn:
         switched = conn.execute("PRAGMA journal_mode").fetchone()[0] != "wal"
         # All are looked at first: a file with a table that is refused is not changed at all.
@@ -207,7 +245,8 @@ def track(
         async with Database(file) as db:
             return await db.track(*count_by_name)
 
-    tracked = asyncio.run(run())
+    with _naming(file):
+        tracked = asyncio.run(run())
     if as_json:
         rows = [{"name": name, "rows": count_by_name[name]} for name in tracked]
         already = [name for name in count_by_name if name not in tracked]
@@ -220,9 +259,111 @@ def track(
         typer.echo(f"tracking {plain(name)}: {known}")
 
 
+# Sync.
+
+
+@app.command()
+def sync(
+    file: File,
+    url: Annotated[str, typer.Argument(metavar="URL", help=URL_HELP)],
+    once: Annotated[bool, typer.Option("--once", help=ONCE_HELP)] = False,
+    adopt: Annotated[Adopt | None, typer.Option(help=ADOPT_HELP)] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help=TIMEOUT_HELP)] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Sync an SQLite file with a relay, until Ctrl-C or once.
+
+    FILE is created when it is not there, with all tables of the relay. A table that the file has
+    under the same name without tracking it is left alone: `reunite track` takes it in.
+
+    \b
+    Examples:
+      reunite sync music.db ws://127.0.0.1:8800
+      reunite sync music.db ws://127.0.0.1:8800 --once
+      reunite sync copy.db ws://127.0.0.1:8800 --once --adopt theirs
+    """
+    _check_sync(file, url)
+    if as_json and not once:
+        raise UsageError("--json tells how a sync ended; it goes with --once")
+    with ending_at_once():
+        from reunite_transport.watch import sync_file
+    choice: dict[Adopt | None, Choice] = {Adopt.THEIRS: "theirs", Adopt.OURS: "ours"}
+    patience = timeout if once else None
+    with _naming(file), _taken_back(file):
+        asyncio.run(
+            sync_file(file, url, patience=patience, adopt=choice.get(adopt), as_json=as_json)
+        )
+
+
+def _check_sync(file: Path, url: str) -> None:
+    """Refuse what cannot be synced, with a word on what may have been meant."""
+    # A path has lost the second slash of an address.
+    address = re.match(r"(wss?|https?):/+(.*)", str(file))
+    if address:
+        meant = f"{plain(url)} {address[1]}://{address[2]}"
+        raise UsageError(f"the file comes first: reunite sync {meant}")
+    if not _is_relay_url(url):
+        meant = re.sub("^http", "ws", url) if "://" in url else f"ws://{url}"
+        fits = ":" in url and _is_relay_url(meant)
+        hint = f"; write {meant}" if fits else ", as ws://127.0.0.1:8800 is"
+        raise UsageError(f"{url!r} is not a relay's address{hint}")
+    if file.is_dir():
+        raise FileError(f"{file} is a folder; name an SQLite file")
+    if not file.parent.is_dir():
+        raise FileError(f"{file} cannot be made: there is no folder {file.parent}; make it first")
+
+
+def _is_relay_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # A name that cannot be looked up raises here.
+        name = (parts.hostname or "").encode("idna")
+        return parts.scheme in ("ws", "wss") and bool(name) and parts.port != 0
+    except ValueError:
+        return False
+
+
+@contextmanager
+def _taken_back(file: Path) -> Iterator[None]:
+    """Take away again a file that a failing sync has made and no relay has filled."""
+    made_here = not file.is_symlink() and not file.exists()
+    try:
+        yield
+    except BaseException:
+        if made_here:
+            _remove_blank(file)
+        raise
+
+
+def _remove_blank(file: Path) -> None:
+    """Remove a file that holds our own tables and nothing in them, unless anybody has it open."""
+    uri = f"{file.absolute().as_uri()}?mode=rw"
+    with (
+        suppress(sqlite3.Error, OSError),
+        closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)) as conn,
+    ):
+        # Every other connection that has ever read keeps a lock on a file in WAL mode, so that
+        # this one fails to read; and while it lasts, no other can begin to.
+        conn.execute("PRAGMA locking_mode = EXCLUSIVE")
+        realm = conn.execute("SELECT value FROM _reunite_meta WHERE name = 'realm'").fetchall()
+        others = conn.execute(
+            "SELECT count(*) FROM sqlite_master WHERE name NOT GLOB '_reunite_*'"
+            " AND name NOT GLOB 'sqlite_*' AND name NOT IN ('reunite_rejected', 'reunite_rows')"
+        ).fetchall()
+        if (realm, others) == ([(None,)], [(0,)]):
+            # Takes the -wal away, and ours is the only connection that would miss it.
+            conn.execute("PRAGMA journal_mode = DELETE")
+            file.unlink()
+
+
+# Looking at a file.
+
+
 @app.command()
 def status(file: File, as_json: Json = False) -> None:
-    """Show how a tracked file stands: tables, work to be sent, the last sync.
+    """Show how a tracked file stands: tables, pending work, last sync.
+
+    Pending are changesets that the relay has not acknowledged. Reads only.
 
     \b
     Example:
@@ -260,6 +401,10 @@ def status(file: File, as_json: Json = False) -> None:
             typer.echo(
                 f"{name.replace('_', ' '):<10} {'none yet' if fact is None else plain(fact)}{note}"
             )
+    # Imported here: `reunite --help` and most commands print no table.
+    from rich.table import Table
+    from rich.text import Text
+
     listing = Table("table", box=None, pad_edge=False)
     listing.add_column("rows", justify="right")
     for name in tracked:
@@ -273,7 +418,8 @@ def status(file: File, as_json: Json = False) -> None:
 def verify(file: File, as_json: Json = False) -> None:
     """Check that every row of the tracked tables equals its document.
 
-    Exits with 1 and lists the differences when one does not. Reads only.
+    The document of a row is what is synced. Exits with 1 and lists the differences when one is not
+    equal. Reads only.
 
     \b
     Example:
@@ -296,193 +442,27 @@ def verify(file: File, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-# Sync.
-
-
-@app.command()
-def sync(
-    file: File,
-    url: Annotated[str, typer.Argument(metavar="URL", help="The relay's address.")],
-    once: Annotated[bool, typer.Option("--once", help="Stop when caught up.")] = False,
-    adopt: Annotated[Adopt | None, typer.Option(help=ADOPT_HELP)] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help=TIMEOUT_HELP)] = 30.0,
-    as_json: Json = False,
-) -> None:
-    """Sync an SQLite file with a relay, until Ctrl-C or once.
-
-    FILE is created when it is not there, with all tables of the relay. A table that the file has
-    under the same name without tracking it is left alone.
-
-    \b
-    Examples:
-      reunite sync music.db ws://127.0.0.1:8800
-      reunite sync music.db ws://127.0.0.1:8800 --once
-      reunite sync copy.db ws://127.0.0.1:8800 --once --adopt theirs
-    """
-    _check_relay_url(url)
-    if as_json and not once:
-        raise typer.BadParameter("--json tells how a sync ended; it goes with --once")
-    choice: dict[Adopt | None, Choice] = {Adopt.THEIRS: "theirs", Adopt.OURS: "ours"}
-
-    async def run() -> None:
-        async with Database(file) as db:
-            # What other programs wrote is taken in first, so that only the relay is waited for.
-            await db.on_engine(db.replica.outbox_mark)
-            first_load = not (await db.on_engine(db.replica.standing)).loaded
-            watch = _Watch(timeout if once else None)
-            async with Sync(db, url, adopt=choice.get(adopt), on_event=watch.on_event) as running:
-                try:
-                    await watch.until_caught_up(running, first_load=first_load)
-                    await _report(db, watch, as_json=as_json)
-                    if not once:
-                        complain("in sync; Ctrl-C ends it")
-                        await watch.follow(running)
-                except asyncio.CancelledError:
-                    if not as_json:
-                        await _report(db, watch, as_json=False)
-                    raise
-
-    asyncio.run(run())
-
-
-class _Watch:
-    """Follows a `Sync` for the user: counts what came, says what happens, knows when to give up."""
-
-    def __init__(self, timeout: float | None) -> None:
-        """`timeout` is how long to wait for a relay that cannot be reached; None for ever."""
-        self.received = 0
-        self.rejections: list[GaveUp] = []
-        self._timeout = timeout
-        self._printed = 0
-        self._said: str | None = None
-
-    def on_event(self, event: Event) -> None:
-        """Take in an event of the session; prints nothing, so it cannot fail."""
-        if isinstance(event, Received):
-            self.received += event.rows
-        elif isinstance(event, GaveUp):
-            self.rejections.append(event)
-
-    async def until_caught_up(self, running: Sync, *, first_load: bool) -> None:
-        """Wait for everything up to now. Raises SyncError when sync stops, or gets nowhere."""
-        caught_up = asyncio.ensure_future(running.caught_up())
-        reached, since = None, time.monotonic()
-        try:
-            with _bar(shown=first_load) as show:
-                while not caught_up.done():
-                    await asyncio.wait([caught_up], timeout=WATCH_SECONDS)
-                    show(running)
-                    self._say(running)
-                    now = (self.received, len(self.rejections), running.status.queued)
-                    if now != reached:
-                        reached, since = now, time.monotonic()
-                    self._check_patience(running, time.monotonic() - since)
-            await caught_up
-        finally:
-            caught_up.cancel()
-
-    async def follow(self, running: Sync) -> None:
-        """Say what happens until sync stops, and then raise why."""
-        while running.status.retry_in is not None or running.status.state in AT_WORK:
-            await asyncio.sleep(WATCH_SECONDS)
-            self._say(running)
-        await running.caught_up()
-
-    def _say(self, running: Sync) -> None:
-        """One line on stderr for each changeset that was given up, and, unless that is how it
-        will end anyway, one for what keeps sync from going on."""
-        for given_up in self.rejections[self._printed :]:
-            rows = ", ".join(f"{table} {shown_key(key)}" for table, key in given_up.rows[:3])
-            rows += f" and {len(given_up.rows) - 3} more" if len(given_up.rows) > 3 else ""
-            what = f"rejected ({given_up.reason}): {rows}: {given_up.message}"
-            complain(f"{what}; kept in reunite_rejected")
-        self._printed = len(self.rejections)
-        status = running.status
-        if status.state == "live" and self._said:
-            self._said = None
-            complain("connected again")
-        trouble = str(status.last_error or "")
-        if self._timeout is None and status.state == "offline" and trouble not in ("", self._said):
-            self._said = trouble
-            complain(f"{trouble}; trying again")
-
-    def _check_patience(self, running: Sync, idle_seconds: float) -> None:
-        status = running.status
-        if self._timeout is None or status.state == "loading":
-            return
-        if status.state != "live" and idle_seconds > self._timeout:
-            why = status.last_error or "the relay did not answer"
-            raise SyncError(f"{why} (tried for {self._timeout:g} s; --timeout tries longer)")
-        if status.state == "live" and idle_seconds > LIVE_IDLE_SECONDS_MAX:
-            raise SyncError(
-                f"the relay answered nothing for {idle_seconds:.0f} s;"
-                f" {counted(status.queued, 'changeset')} stay in the file, sync again later"
-            )
-
-
-@contextmanager
-def _bar(*, shown: bool) -> Iterator[Callable[[Sync], None]]:
-    """A bar on stderr for the first load, where there is a terminal to show it."""
-    screen = console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    hidden = not (shown and screen.is_terminal)
-    with Progress(*columns, console=screen, transient=True, disable=hidden) as progress:
-        task = progress.add_task("connecting", total=None)
-
-        def show(running: Sync) -> None:
-            loaded = running.status.progress
-            if loaded is not None:
-                # A relay that did not say how many rows there are leaves the end open.
-                total = loaded.total if loaded.total > loaded.rows else None
-                progress.update(task, description="rows", completed=loaded.rows, total=total)
-
-        yield show
-
-
-async def _report(db: Database, watch: _Watch, *, as_json: bool) -> None:
-    standing = await db.on_engine(db.replica.standing)
-    outcome = {"file": str(db.path), "received": watch.received, "pending": standing.pending}
-    left_alone = list(standing.left_alone)
-    if as_json:
-        rejected = [asdict(each) for each in watch.rejections]
-        print_json({**outcome, "rejected": rejected, "left_alone": left_alone})
-        return
-    for name in left_alone:
-        complain(f"table {name!r} is not tracked here and was left alone; see `reunite track`")
-    came, waits = counted(watch.received, "row"), counted(standing.pending, "changeset")
-    refused = f", {standing.rejected:,} rejected" if standing.rejected else ""
-    typer.echo(f"{plain(db.path)}: {came} received, {waits} pending{refused}")
-    sys.stdout.flush()
-
-
-def _check_relay_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        fits = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        fits = False
-    if not fits:
-        raise typer.BadParameter(f"{url!r} is not a relay's address, as ws://127.0.0.1:8800 is")
-
-
 # The demo.
 
 
 @app.command()
 def demo(as_json: Json = False) -> None:
-    """Watch three replicas drift apart and merge. Needs nothing and leaves nothing behind.
+    """Watch three files drift apart and merge. Needs nothing and leaves nothing behind.
 
-    Exits with 0 only if all three and Postgres end up equal.
+    Brings a relay and a Postgres of its own. Exits with 0 only if all three files and Postgres end
+    up equal.
 
     \b
     Example:
       reunite demo
     """
-    from reunite_transport.demo import play
-    from reunite_transport.relay.run import Stopped, run_until_stopped
+    with ending_at_once():
+        from reunite_transport.demo import play
+        from reunite_transport.relay.run import Stopped, run_until_stopped
 
     try:
-        outcome = run_until_stopped(play(None if as_json else console()))
+        with ending_at_once():
+            outcome = run_until_stopped(play(None if as_json else console()))
     except Stopped as stopped:
         raise typer.Exit(128 + stopped.signal) from None
     if as_json:
@@ -491,12 +471,22 @@ def demo(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-# Reading a file without changing it.
+# Files.
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Have errors of SQLite say which file they are about, and what may help."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise FileError(file_trouble(file, error)) from error
 
 
 @contextmanager
 def _reading(file: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that only reads. Raises FileError for what is not there or not SQLite."""
+    """A connection that reads and changes nothing. Raises FileError for what is not there or not
+    SQLite."""
     if not file.is_file():
         raise FileError(f"{file} {'is not a file' if file.exists() else 'does not exist'}")
     # Closing a writable connection moves what waits in the -wal into the file, and closing a
@@ -509,7 +499,7 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
             conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
             yield conn
     except sqlite3.DatabaseError as error:
-        raise FileError(f"{file} cannot be read: {error}") from error
+        raise FileError(file_trouble(file, error)) from error
 
 
 @contextmanager

@@ -5,17 +5,22 @@ Nothing of a file is taken as markup, and what would control the terminal is mad
 
 import json
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import typer
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Without a terminal nothing is wrapped or cut.
 UNBOUNDED_COLUMNS: Final = 10_000
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False) -> "Console":
     """A console that takes text as it is: no markup, no emoji names, no colours for numbers."""
+    # Imported here: most of what is said is a line of plain text.
+    from rich.console import Console
+
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = UNBOUNDED_COLUMNS

@@ -11,16 +11,15 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, TypeAlias, get_args
-
-import aiohttp
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from reunite.adopt import Choice
-from reunite.database import Database
 from reunite.errors import CatchUpTimeout, SyncError, UsageError
+from reunite.replica import Replica
 from reunite_transport.client_session import (
     BarrierReached,
     ClientSession,
@@ -32,7 +31,8 @@ from reunite_transport.client_session import (
     TablesChanged,
     Welcomed,
 )
-from reunite_transport.messages import FRAME_BYTES_MAX, SUBPROTOCOL
+from reunite_transport.trouble import file_trouble
+from reunite_transport.websocket import open_websocket
 
 # How often other programs' writes are looked for; one PRAGMA each time.
 POLL_SECONDS: Final = 0.02
@@ -40,14 +40,10 @@ POLL_SECONDS: Final = 0.02
 # that a restarted relay is not met by everyone at once.
 BACK_OFF_SECONDS: Final = (0.1, 15.0)
 FENCED_SECONDS: Final = 5.0
-CONNECT_SECONDS: Final = 10.0
-# A relay that does not shake hands on the end is left without.
-CLOSE_SECONDS: Final = 2.0
-# A relay that has not answered a heartbeat for this long is taken for gone.
-HEARTBEAT_SECONDS: Final = 15.0
 # Frames that are waiting are handled in one go on the engine's thread.
 FRAMES_AT_ONCE: Final = 64
 
+T = TypeVar("T")
 State: TypeAlias = Literal["offline", "connecting", "loading", "live", "stopped"]
 
 
@@ -62,7 +58,8 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class SyncStatus:
     """How sync stands. `queued` counts changesets that the relay has not resolved; `retry_in` is
-    the wait before the next connection, in seconds, while offline."""
+    the wait before the next connection, in seconds, while offline. `working` is True while what
+    the relay sent is taken into the file: then it is not the relay that is waited for."""
 
     state: State = "connecting"
     queued: int = 0
@@ -70,6 +67,35 @@ class SyncStatus:
     progress: Progress | None = None
     retry_in: float | None = None
     left_alone: tuple[str, ...] = ()
+    working: bool = False
+
+
+class Socket(Protocol):
+    """What sync needs of a connection to a relay; a lost one raises ConnectionError."""
+
+    async def receive(self) -> bytes | None:
+        """The next frame; None at the end."""
+        ...
+
+    async def send(self, frame: bytes) -> None:
+        """Write one frame; returns when there is room for the next."""
+        ...
+
+
+class SyncedDatabase(Protocol):
+    """What sync needs of a `Database`: see there."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def replica(self) -> Replica: ...
+    @property
+    def clock(self) -> Callable[[], int]: ...
+    async def on_engine(self, function: Callable[..., T], *args: object) -> T: ...
+    def on_change(self, listener: Callable[[], None]) -> Callable[[], None]: ...
+
+
+Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[Socket]]
 
 
 class Sync:
@@ -77,21 +103,31 @@ class Sync:
 
     def __init__(
         self,
-        db: Database,
+        db: SyncedDatabase,
         url: str,
         *,
         adopt: Choice | None = None,
         on_event: Callable[[Event], None] | None = None,
+        connect: Connect | None = None,
+        spread: Callable[[float, float], float] = random.uniform,
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
         """`adopt` settles rows that differ between this file and the realm when both brought them:
         `theirs` or `ours`. `on_event` is called with the session's events, rejections among them.
+
+        For simulations: `connect` opens another socket than a WebSocket to `url`, `spread` is
+        where the waits' chance comes from, `poll_seconds` how often other programs' writes are
+        looked for.
         """
-        if not url.startswith(("ws://", "wss://")):
+        if connect is None and not url.startswith(("ws://", "wss://")):
             raise UsageError(f"{url!r} is not a relay's address; it begins with ws:// or wss://")
         if adopt is not None and adopt not in get_args(Choice):
             raise UsageError(f"adopt is {adopt!r}; it is 'theirs', 'ours' or None")
         self._db = db
         self._url = url
+        self._open = connect or (lambda: open_websocket(url))
+        self._spread = spread
+        self._poll_seconds = poll_seconds
         self._choice: Choice | None = adopt
         self._on_event = on_event
         self._status = SyncStatus()
@@ -138,14 +174,24 @@ class Sync:
                 await self._catch_up()
         except TimeoutError:
             status = self._status
-            why = f"; last error: {status.last_error}" if status.last_error else ""
+            why = status.last_error or f"still {status.state}"
+            waits = f"; changesets that wait in the file: {status.queued}" if status.queued else ""
             raise CatchUpTimeout(
-                f"not caught up after {timeout} s: {status.state}, {status.queued} changesets"
-                f" queued{why}. Sync goes on in the background"
+                f"not caught up after {timeout:g} s: {why}{waits}. Sync goes on while it is open"
             ) from None
+
+    async def ended(self) -> None:
+        """Wait until sync stops for good, and raise the SyncError that says why."""
+        if self._task is None:
+            raise UsageError("sync is not running; use it as `async with Sync(db, url)`")
+        await asyncio.shield(self._task)
+        if self._fatal is not None:
+            raise self._fatal
 
     async def _catch_up(self) -> None:
         mark = await self._db.on_engine(self._db.replica.outbox_mark)
+        # A session would tell, and there may be none.
+        self._set(queued=await self._db.on_engine(self._db.replica.queued))
         asked: tuple[ClientSession, int] | None = None
         while True:
             self._changed.clear()
@@ -179,16 +225,12 @@ class Sync:
                     await self._connect()
                 except SyncError as error:
                     self._set(last_error=error)
-                except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                    self._set(
-                        last_error=SyncError(
-                            f"no connection to {self._url}: {error or type(error).__name__}",
-                            "offline",
-                        )
-                    )
+                except (OSError, TimeoutError) as error:
+                    why = f"no connection to {self._url}: {str(error) or 'no answer'}"
+                    self._set(last_error=SyncError(why, "offline"))
                 except sqlite3.Error as error:
                     # Busy, full or damaged: nothing is lost by trying again, and somebody may help.
-                    self._set(last_error=SyncError(f"the database file: {error}", "file"))
+                    self._set(last_error=SyncError(file_trouble(self._db.path, error), "file"))
                 except Exception as error:
                     self._fatal = SyncError(f"sync ended by its own fault: {error!r}", "internal")
                     self._set(state="stopped", last_error=self._fatal)
@@ -202,7 +244,7 @@ class Sync:
                 if last is not None and last.code == "fenced":
                     # Another sync of this file took over; taking turns with it would help nobody.
                     wait = max(wait, FENCED_SECONDS)
-                pause = wait * random.uniform(0.5, 1.0)
+                pause = wait * self._spread(0.5, 1.0)
                 self._set(state="offline", retry_in=pause)
                 await asyncio.sleep(pause)
                 wait = min(wait * 2, wait_max)
@@ -215,57 +257,34 @@ class Sync:
 
     async def _connect(self) -> None:
         """One connection from beginning to end."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as http:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                socket = await http.ws_connect(
-                    self._url,
-                    protocols=(SUBPROTOCOL,),
-                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),  # pyright: ignore
-                    max_msg_size=FRAME_BYTES_MAX + (1 << 16),
-                    heartbeat=HEARTBEAT_SECONDS,
-                    compress=0,
-                )
+        async with self._open() as socket:
+            session = await self._db.on_engine(
+                lambda: ClientSession(self._db.replica, self._db.clock(), choice=self._choice)
+            )
+            self._session = session
+            # Barriers are numbered by session.
+            self._reached.clear()
+            frames: asyncio.Queue[bytes] = asyncio.Queue(FRAMES_AT_ONCE)
+            reader = asyncio.create_task(self._read(socket, frames))
             try:
-                await self._talk(socket)
+                await self._pump(session, socket, frames, reader)
             finally:
-                await socket.close()
+                self._session = None
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
 
-    async def _talk(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        if socket.protocol != SUBPROTOCOL:
-            raise SyncError(f"{self._url} is not a reunite relay of protocol 1", "version")
-        session = await self._db.on_engine(
-            lambda: ClientSession(self._db.replica, self._db.clock(), choice=self._choice)
-        )
-        self._session = session
-        # Barriers are numbered by session.
-        self._reached.clear()
-        frames: asyncio.Queue[bytes] = asyncio.Queue(FRAMES_AT_ONCE)
-        reader = asyncio.create_task(self._read(socket, frames))
+    async def _read(self, socket: Socket, frames: "asyncio.Queue[bytes]") -> None:
         try:
-            await self._pump(session, socket, frames, reader)
-        finally:
-            self._session = None
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-
-    async def _read(
-        self, socket: aiohttp.ClientWebSocketResponse, frames: "asyncio.Queue[bytes]"
-    ) -> None:
-        try:
-            async for message in socket:
-                if message.type == aiohttp.WSMsgType.BINARY:
-                    await frames.put(message.data)
-                    self._wake.set()
-                else:
-                    break
+            while (frame := await socket.receive()) is not None:
+                await frames.put(frame)
+                self._wake.set()
         finally:
             self._wake.set()
 
     async def _pump(
         self,
         session: ClientSession,
-        socket: aiohttp.ClientWebSocketResponse,
+        socket: Socket,
         frames: "asyncio.Queue[bytes]",
         reader: "asyncio.Task[None]",
     ) -> None:
@@ -273,15 +292,21 @@ class Sync:
             received: list[bytes] = []
             while not frames.empty() and len(received) < FRAMES_AT_ONCE:
                 received.append(frames.get_nowait())
-            outgoing, events, queued = await self._db.on_engine(
-                _work, session, received, self._db.clock()
-            )
+            if received:
+                self._set(working=True)
+            try:
+                outgoing, events, queued = await self._db.on_engine(
+                    _work, session, received, self._db.clock()
+                )
+            finally:
+                if received:
+                    self._set(working=False)
             for event in events:
                 self._note(event)
             if queued != self._status.queued:
                 self._set(queued=queued)
             for frame in outgoing:
-                await socket.send_bytes(frame)
+                await socket.send(frame)
             self._changed.set()
             ended = next((event for event in events if isinstance(event, Ended)), None)
             if ended is not None:
@@ -292,7 +317,7 @@ class Sync:
                 if reader.done():
                     return
                 try:
-                    async with asyncio.timeout(POLL_SECONDS):
+                    async with asyncio.timeout(self._poll_seconds):
                         await self._wake.wait()
                 except TimeoutError:
                     pass

@@ -111,6 +111,11 @@ class Service:
             async with asyncio.timeout(CLOSE_SECONDS_MAX + 1):
                 await asyncio.gather(*handlers)
 
+    def abandon(self) -> None:
+        """Stop at once, as a process that is killed: finish nothing, tell nobody."""
+        for task in self._tasks:
+            task.cancel()
+
     async def attend(self, socket: Socket) -> None:
         """Serve one connection to its end."""
         connection = Connection(self, socket)

@@ -1,4 +1,4 @@
-"""What a relay needs of a database: the contract that every store keeps (Postgres, later SQLite).
+"""What a relay needs of a database: the contract that every store keeps (Postgres, SQLite).
 
 A store holds one realm: the app's tables, the row documents that they mirror, and the record of
 commits and replicas. `commit.py` decides, a store only reads and writes; everything between

@@ -1,0 +1,111 @@
+"""One commit in the making on SQLite: see `StoreTransaction`. Its store holds the head's lock."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from reunite.cells.register import Value
+from reunite_transport.relay.sqlite_bookkeeping import in_batches
+from reunite_transport.relay.sqlite_errors import translated
+from reunite_transport.relay.sqlite_rows import RowWriter
+from reunite_transport.relay.store import Accepted, RowChange, RowId, Standing, StoreError
+
+
+class SqliteTransaction:
+    """One commit in the making on SQLite; see `StoreTransaction`. Nothing in it waits."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        writer: RowWriter,
+        *,
+        relay: int,
+        seq: int,
+        now_ms: int,
+    ) -> None:
+        self.seq = seq
+        self.now_ms = now_ms
+        self.tables = writer.tables
+        self._connection = connection
+        self._writer = writer
+        self.finished = False
+        self._relay = relay
+
+    async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
+        """The known ones among these replicas."""
+        with translated():
+            return {
+                replica: Standing(term, last)
+                for values, parameters in in_batches([(replica,) for replica in replicas])
+                for replica, term, last in self._connection.execute(
+                    "SELECT replica, term, last FROM _reunite_replicas"
+                    f" WHERE replica IN ({values})",
+                    parameters,
+                )
+            }
+
+    async def documents(self, rows: Sequence[RowId]) -> Mapping[RowId, bytes]:
+        """The documents of the rows that have one."""
+        with translated():
+            return {
+                RowId(table, key): document
+                for values, parameters in in_batches([(row.table, row.key) for row in rows])
+                for table, key, document in self._connection.execute(
+                    f"SELECT d.tbl, d.key, d.document FROM ({values}) AS given"
+                    " CROSS JOIN _reunite_documents AS d"
+                    " ON d.tbl = given.column1 AND d.key = given.column2",
+                    parameters,
+                )
+            }
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Roll back what was written inside when the block raises, and only that."""
+        with translated():
+            self._connection.execute("SAVEPOINT attempt")
+        try:
+            yield
+        except Exception as error:
+            with translated():
+                if not self._connection.in_transaction:
+                    # Whatever is written from here on would be committed by itself.
+                    raise StoreError(
+                        f"SQLite rolled back the whole commit, not just a part of it: {error}"
+                    ) from error
+                self._connection.execute("ROLLBACK TO attempt")
+                self._connection.execute("RELEASE attempt")
+            raise
+        with translated():
+            self._connection.execute("RELEASE attempt")
+
+    async def write_rows(self, changes: Sequence[RowChange]) -> Mapping[RowId, Mapping[int, Value]]:
+        """Write the app's tables; see the contract."""
+        return self._writer.write(self._connection, changes)
+
+    async def finish(
+        self, token: bytes, documents: Mapping[RowId, bytes], accepted: Sequence[Accepted]
+    ) -> None:
+        """Record the commit; it takes effect when the block ends."""
+        with translated():
+            self._connection.executemany(
+                "INSERT INTO _reunite_documents (tbl, key, seq, document) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (tbl, key) DO UPDATE"
+                " SET seq = excluded.seq, document = excluded.document",
+                [(row.table, row.key, self.seq, data) for row, data in documents.items()],
+            )
+            self._connection.execute(
+                "INSERT INTO _reunite_commits (seq, token, at, relay) VALUES (?, ?, ?, ?)",
+                (self.seq, token, self.now_ms, self._relay),
+            )
+            self._connection.executemany(
+                "INSERT INTO _reunite_changesets (replica, number, nonce, seq) VALUES (?, ?, ?, ?)",
+                [(each.replica, each.number, each.nonce, self.seq) for each in accepted],
+            )
+            self._connection.executemany(
+                "UPDATE _reunite_replicas SET last = max(last, ?), seen_at = ? WHERE replica = ?",
+                [(each.number, self.now_ms, each.replica) for each in accepted],
+            )
+            self._connection.execute(
+                "UPDATE _reunite_head SET seq = ?, token = ?", (self.seq, token)
+            )
+        self.finished = True
