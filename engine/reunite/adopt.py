@@ -159,7 +159,8 @@ def reconcile(state: State, choice: Choice | None) -> None:
                 kept.append(_as_edit(state, entry, base, ours))
         if not counts:
             # What is left has been compared: it may be sent.
-            outbox.replace_entries(state.conn, changeset.id, kept)
+            if kept != entries:
+                outbox.replace_entries(state, changeset.id, kept)
             keeps = {entry.row for entry in kept}
             for ref in rows:
                 if ref in stale and ref not in keeps and stale[ref].changeset == changeset.id:

@@ -192,11 +192,20 @@ def remove(conn: sqlite3.Connection, changeset: int) -> None:
     conn.execute("DELETE FROM _reunite_changesets WHERE id = ?", (changeset,))
 
 
-def replace_entries(conn: sqlite3.Connection, changeset: int, entries: Sequence[Entry]) -> None:
-    """Write a changeset's entries anew."""
+def encode_anew(conn: sqlite3.Connection, changeset: int, entries: Sequence[Entry]) -> None:
+    """Write a changeset's entries in another form: other stamps, other column ids."""
     conn.execute(
-        "UPDATE _reunite_changesets SET rows = ?, payload = ? WHERE id = ?",
-        (len(entries), pack_entries(entries), changeset),
+        "UPDATE _reunite_changesets SET payload = ? WHERE id = ?",
+        (pack_entries(entries), changeset),
+    )
+
+
+def replace_entries(state: State, changeset: int, entries: Sequence[Entry]) -> None:
+    """Give a changeset other entries. With them it is another one, by its nonce: a copy of this
+    file may have sent what it was."""
+    state.conn.execute(
+        "UPDATE _reunite_changesets SET nonce = ?, rows = ?, payload = ? WHERE id = ?",
+        (state.chance.nonce(), len(entries), pack_entries(entries), changeset),
     )
 
 
@@ -250,13 +259,17 @@ def sent(conn: sqlite3.Connection, after: int, *, changesets_max: int) -> list[C
 
 
 def thaw(state: State, after: int) -> None:
-    """Unfreeze what was sent above a number: it will be sent again with new nonces."""
-    ids = state.conn.execute(
-        "SELECT id FROM _reunite_changesets WHERE seq IS NULL AND number > ?", (after,)
-    ).fetchall()
-    state.conn.executemany(
-        "UPDATE _reunite_changesets SET number = NULL, nonce = ? WHERE id = ?",
-        [(state.chance.nonce(), changeset) for (changeset,) in ids],
+    """Unfreeze what was sent above a number. It is the same work still, by its nonces, and the
+    relay takes it once, whoever sends it."""
+    state.conn.execute(
+        "UPDATE _reunite_changesets SET number = NULL WHERE seq IS NULL AND number > ?", (after,)
+    )
+
+
+def renew(state: State, changeset: int) -> None:
+    """Give a changeset that was refused a new nonce: what is sent next is another attempt."""
+    state.conn.execute(
+        "UPDATE _reunite_changesets SET nonce = ? WHERE id = ?", (state.chance.nonce(), changeset)
     )
 
 
@@ -284,7 +297,7 @@ def restamp(state: State) -> set[RowRef]:
                 changed.add(entry.row)
             fresh.append(entry._replace(document=stamped))
         if fresh != entries:
-            replace_entries(state.conn, changeset.id, fresh)
+            encode_anew(state.conn, changeset.id, fresh)
     return changed
 
 

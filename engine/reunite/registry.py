@@ -200,4 +200,4 @@ def _rekey_outbox(state: State, table: int, moved: dict[int, int]) -> None:
             for entry in entries
         ]
         if fresh != entries:
-            outbox.replace_entries(state.conn, changeset.id, fresh)
+            outbox.encode_anew(state.conn, changeset.id, fresh)

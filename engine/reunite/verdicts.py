@@ -49,6 +49,7 @@ def reject(
     if changeset is None or changeset.nonce != nonce:
         return []
     outbox.thaw(state, number - 1)
+    outbox.renew(state, changeset.id)
     if reason == CLOCK_AHEAD:
         restamp(state)
         return []
@@ -75,7 +76,8 @@ def rejoin(state: State, known: Sequence[tuple[int, int]]) -> None:
     """Become a new replica: this file was copied or restored, and its history is not its own.
 
     `known` pairs (number, seq) are in already and go when the cursor reaches them; the rest is
-    stamped and numbered anew under a new replica id.
+    stamped and numbered anew under a new replica id. Nonces stay: the file's twin may have sent
+    the same work, or send it yet, and the relay takes it once.
     """
     mark_known(state, known, counted_from=state.meta.acknowledged)
     state.meta.replica = state.chance.replica()
@@ -122,7 +124,7 @@ def _send_whole(
     if list(entries) == fresh:
         _give_up(state, changeset, NEED_WHOLE, "the relay no longer has the row that this deletes")
         return
-    outbox.replace_entries(state.conn, changeset.id, fresh)
+    outbox.replace_entries(state, changeset.id, fresh)
     rebuild(state, lines)
 
 
@@ -211,7 +213,7 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
             adjusted = [entry for entry in adjusted if entry not in lost]
         gone -= {e.row for e in adjusted if e.kind == Kind.WHOLE}
         if adjusted != entries:
-            outbox.replace_entries(state.conn, later.id, adjusted)
+            outbox.replace_entries(state, later.id, adjusted)
     _revert(state, {entry.row for entry in dropped}, kept_adopted)
     return rejections
 

@@ -171,6 +171,10 @@ class MemoryTransaction:
         known = self._store._standings
         return {replica: known[replica] for replica in replicas if replica in known}
 
+    async def accepted_nonces(self, nonces: Sequence[bytes]) -> set[bytes]:
+        """Those that are in."""
+        return {nonce for nonce, _ in self._store._changesets.values()} & set(nonces)
+
     async def documents(self, rows: Sequence[RowId]) -> Mapping[RowId, bytes]:
         """The documents of the rows that have one."""
         kept = self._store.documents

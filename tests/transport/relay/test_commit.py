@@ -18,6 +18,7 @@ from reunite_transport.relay.commit import (
     Outcome,
     Postponed,
     Refused,
+    Repeated,
     Taken,
     commit_batch,
 )
@@ -296,6 +297,39 @@ def test_a_partial_entry_of_an_unknown_row_needs_the_whole(postgres_url: str) ->
         assert outcome.verdicts[1] == Taken()
         whole = await r.commit(changeset(A, 1, entries((1, delta), kind=EntryKind.WHOLE)))
         assert whole.verdicts == (Taken(),)
+
+    run(postgres_url, scenario)
+
+
+def test_a_changeset_of_a_copied_file_is_in_once_whoever_sends_it(postgres_url: str) -> None:
+    """Schedule 47, and its twin that becomes another replica before the first has pushed."""
+
+    async def scenario(r: Realm) -> None:
+        same = nonce_of(A, 1)
+        await r.commit(changeset(A, 1, entries((1, person(at(r.now, A), "a@x")))))
+        twin = changeset(B, 1, entries((1, person(at(r.now + 5, B), "a@x"))), nonce=same)
+        after = changeset(B, 2, entries((2, person(at(r.now + 5, B), "b@x"))))
+        outcome = await r.commit(twin, after)
+        assert outcome.verdicts == (Repeated(), Taken())
+        assert [unpack_key(stated.row.key) for stated in outcome.rows] == [(2,)]
+        alone = await r.commit(changeset(B, 3, nonce=same))
+        assert (alone.verdicts, alone.rows) == ((Repeated(),), ())
+        # Its number counts.
+        more = await r.commit(changeset(B, 4, entries((3, person(at(r.now, B), "c@x")))))
+        assert more.verdicts == (Taken(),)
+
+    run(postgres_url, scenario)
+
+
+def test_of_two_copies_in_one_batch_the_second_waits(postgres_url: str) -> None:
+    async def scenario(r: Realm) -> None:
+        one, two = (
+            changeset(who, 1, entries((1, person(at(r.now, who), "a@x"))), nonce=b"the same")
+            for who in (A, B)
+        )
+        outcome = await r.commit(one, two)
+        assert outcome.verdicts == (Taken(), Postponed())
+        assert (await r.commit(two)).verdicts == (Repeated(),)
 
     run(postgres_url, scenario)
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -43,7 +43,10 @@ class World:
     def push(self, client: Client, number: int, title: str = "t", size: int = 1) -> None:
         """Push a row of its own: its key tells author and number."""
         key = client.replica * 1_000 + number
-        self.flusher.push(client.member, ready(number, todo(client.replica, key, title * size)))
+        pushed = ready(number, todo(client.replica, key, title * size))
+        # Of its own for each author: the same one would be the work of a copied file.
+        nonce = client.replica.to_bytes(4, "big") + number.to_bytes(4, "big")
+        self.flusher.push(client.member, replace(pushed, nonce=nonce))
 
 
 @asynccontextmanager
@@ -233,7 +236,9 @@ def test_a_commit_whose_answer_was_lost_has_its_author_ask_again() -> None:
             error = await client.next(Error)
             assert error.code == "internal"
             assert len(world.batches) == 2
-            again = await world.store.greet(1, 0, (b"nonce\0\0\1",), 0, b"")
+            again = await world.store.greet(
+                1, 0, ((1).to_bytes(4, "big") + (1).to_bytes(4, "big"),), 0, b""
+            )
             assert again.known == ((1, 1),)
 
     asyncio.run(scenario())

@@ -5,7 +5,7 @@ in memory and written in one piece; when the database refuses that, the batch is
 again on what was taken so far, until the one bad changeset stands alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
@@ -70,11 +70,17 @@ class Postponed:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeated:
+    """It is in under this nonce already, from a file that this one is a copy of, or that is a copy
+    of this one. Its number counts as accepted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ignored:
     """Nothing to say: a duplicate, a gap, an older session's, or after a refused one."""
 
 
-Verdict: TypeAlias = Taken | Refused | Postponed | Ignored
+Verdict: TypeAlias = Taken | Repeated | Refused | Postponed | Ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +114,19 @@ async def commit_batch(store: Store, batch: Sequence[Changeset], token: bytes) -
         standings = await transaction.standings(sorted({c.replica for c in batch}))
         tables = {table.id: table for table in transaction.tables}
         commit = _Commit(transaction, store.replica, tables)
-        candidates = commit.admit(batch, standings)
+        repeated = await transaction.accepted_nonces([c.nonce for c in batch])
+        candidates = commit.admit(batch, standings, repeated)
         rows = dict.fromkeys(entry.row for c in candidates for entry in c.entries)
         commit.load(await transaction.documents(list(rows)))
         await commit.attempt(candidates)
         verdicts = tuple(commit.verdicts)
-        if Taken() not in verdicts:
+        if Taken() not in verdicts and Repeated() not in verdicts:
             return Outcome(None, b"", (), verdicts)
         changed, stated = commit.result()
         accepted = [
             Accepted(changeset.replica, changeset.number, changeset.nonce)
             for changeset, verdict in zip(batch, verdicts, strict=True)
-            if isinstance(verdict, Taken)
+            if isinstance(verdict, Taken | Repeated)
         ]
         await transaction.finish(token, changed, accepted)
     return Outcome(transaction.seq, token, stated, verdicts)
@@ -185,9 +192,14 @@ class _Commit:
         self._halted: dict[int, Verdict] = {}
 
     def admit(
-        self, batch: Sequence[Changeset], standings: Mapping[int, Standing]
+        self,
+        batch: Sequence[Changeset],
+        standings: Mapping[int, Standing],
+        repeated: Collection[bytes],
     ) -> list[_Candidate]:
-        """Check what needs no document: terms, numbers, form and stamps."""
+        """Check what needs no document: terms, numbers, nonces, form and stamps. `repeated` are
+        the nonces under which changesets are in already."""
+        seen: set[bytes] = set()
         expected = {replica: standing.last + 1 for replica, standing in standings.items()}
         candidates = []
         for place, changeset in enumerate(batch):
@@ -197,6 +209,14 @@ class _Commit:
                 continue
             if changeset.number != expected[changeset.replica]:
                 continue
+            twice = changeset.nonce in seen
+            if twice or changeset.nonce in repeated:
+                # Of two copies in one batch the second waits, as the first may be refused yet.
+                self.verdicts[place] = Postponed() if twice else Repeated()
+                expected[changeset.replica] += 1
+                candidates.append(_Candidate(place, changeset.replica, ()))
+                continue
+            seen.add(changeset.nonce)
             try:
                 entries = _checked(changeset, self._tables, self._transaction.now_ms)
             except _Refusal as refusal:
@@ -268,7 +288,7 @@ class _Commit:
             verdict = halted.get(candidate.replica)
             if verdict is None:
                 verdict = self.verdicts[candidate.place]
-                if not isinstance(verdict, Refused):
+                if not isinstance(verdict, Refused | Repeated | Postponed):
                     verdict = self._merged(candidate, draft)
                 after = _after(verdict)
                 if after is not None:

@@ -28,6 +28,7 @@ from reunite_transport.relay.commit import (
     Outcome,
     Postponed,
     Refused,
+    Repeated,
     Taken,
     commit_batch,
 )
@@ -254,6 +255,7 @@ class Flusher:
         """Settle each changeset of the batch, publish the commit, then state the bad news: an
         author reads that its earlier changesets are in before it reads that a later one is not."""
         acknowledged: dict[Member, list[int]] = {}
+        repeated: list[tuple[Member, int]] = []
         refusals: list[tuple[Member, Changeset, Refused]] = []
         ignored: list[tuple[Member, bool]] = []
         verdicts = iter(outcome.verdicts)
@@ -267,6 +269,9 @@ class Flusher:
                     case Taken():
                         self._settle(line, queued)
                         acknowledged.setdefault(line.member, []).append(queued.changeset.number)
+                    case Repeated():
+                        self._settle(line, queued)
+                        repeated.append((line.member, queued.changeset.number))
                     case Refused():
                         refusals.append((line.member, queued.changeset, verdict))
                         self._end(line)
@@ -282,6 +287,8 @@ class Flusher:
                 self._end(line)
         if outcome.seq is not None:
             self._hub.publish(outcome.seq, outcome.token, outcome.rows, acknowledged)
+            for member, number in repeated:
+                self._hub.know(member, number, outcome.seq)
         for member, changeset, refused in refusals:
             self._hub.reject(
                 member,

@@ -176,6 +176,12 @@ class Hub:
                 member.session.registry(self.registry)
                 member.wake()
 
+    def know(self, member: Member, number: int, seq: int) -> None:
+        """Tell an author that a changeset is in, at or below this commit, though not from it."""
+        if self._is_here(member):
+            member.session.known([(number, seq)])
+            member.wake()
+
     def reject(
         self,
         member: Member,

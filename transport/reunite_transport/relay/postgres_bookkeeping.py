@@ -76,8 +76,12 @@ _TABLES: Final[tuple[tuple[str, str, str], ...]] = (
         " a copied file is told from its twin.",
     ),
 )
-# The feed reads in this order: pages of one commit can end anywhere.
-_FEED_INDEX: Final = ("documents_feed", "documents", "seq, tbl, key")
+_INDEXES: Final[tuple[tuple[str, str, str], ...]] = (
+    # The feed reads in this order: pages of one commit can end anywhere.
+    ("documents_feed", "documents", "seq, tbl, key"),
+    # A copied file pushes what the other has pushed, under another replica id.
+    ("changesets_nonce", "changesets", "nonce"),
+)
 
 
 class OwnTables:
@@ -128,11 +132,11 @@ async def _create(connection: Connection, own: OwnTables) -> None:
         await connection.execute(f"CREATE TABLE {table} ({columns})")
         literal = purpose.replace("'", "''")
         await connection.execute(f"COMMENT ON TABLE {table} IS '{literal}'")
-    index, name, columns = _FEED_INDEX
-    await connection.execute(
-        f"CREATE INDEX {quoted('_reunite_' + index)}"
-        f" ON {quoted(own.schema)}.{quoted('_reunite_' + name)} ({columns})"
-    )
+    for index, name, columns in _INDEXES:
+        await connection.execute(
+            f"CREATE INDEX {quoted('_reunite_' + index)}"
+            f" ON {quoted(own.schema)}.{quoted('_reunite_' + name)} ({columns})"
+        )
     await connection.execute(
         f"INSERT INTO {own.meta} (realm, format) VALUES ($1, $2)",
         secrets.token_bytes(REALM_BYTES),

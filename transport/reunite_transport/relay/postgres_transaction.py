@@ -1,6 +1,6 @@
 """One commit in the making on Postgres: see `StoreTransaction`. Its store holds the head's lock."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -61,6 +61,15 @@ class PostgresTransaction:
                 replicas,
             )
         return {row["replica"]: Standing(row["term"], row["last"]) for row in rows}
+
+    async def accepted_nonces(self, nonces: Sequence[bytes]) -> Collection[bytes]:
+        """Those of these nonces under which a changeset is in."""
+        with translated():
+            rows = await self._connection.fetch(
+                f"SELECT nonce FROM {self._own.changesets} WHERE nonce = ANY ($1::bytea[])",
+                nonces,
+            )
+        return {row["nonce"] for row in rows}
 
     async def documents(self, rows: Sequence[RowId]) -> Mapping[RowId, bytes]:
         """The documents of the rows that have one."""

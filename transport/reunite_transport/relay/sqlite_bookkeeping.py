@@ -58,6 +58,8 @@ _DDL: Final = (
         replica INTEGER NOT NULL, number INTEGER NOT NULL, nonce BLOB NOT NULL,
         seq INTEGER NOT NULL, PRIMARY KEY (replica, number)
     ) WITHOUT ROWID""",
+    # A copied file pushes what the other has pushed, under another replica id.
+    "CREATE INDEX _reunite_changesets_nonce ON _reunite_changesets (nonce)",
 )
 
 

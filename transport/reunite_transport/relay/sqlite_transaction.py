@@ -1,7 +1,7 @@
 """One commit in the making on SQLite: see `StoreTransaction`. Its store holds the head's lock."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from reunite.cells.register import Value
@@ -41,6 +41,17 @@ class SqliteTransaction:
                     "SELECT replica, term, last FROM _reunite_replicas"
                     f" WHERE replica IN ({values})",
                     parameters,
+                )
+            }
+
+    async def accepted_nonces(self, nonces: Sequence[bytes]) -> Collection[bytes]:
+        """Those of these nonces under which a changeset is in."""
+        with translated():
+            return {
+                nonce
+                for values, parameters in in_batches([(nonce,) for nonce in nonces])
+                for (nonce,) in self._connection.execute(
+                    f"SELECT nonce FROM _reunite_changesets WHERE nonce IN ({values})", parameters
                 )
             }
 

@@ -5,7 +5,7 @@ commits and replicas. `commit.py` decides, a store only reads and writes; everyt
 `begin` and its end is one transaction under the head lock, so commits have one order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -104,6 +104,11 @@ class StoreTransaction(Protocol):
 
     async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
         """The known ones among these replicas."""
+        ...
+
+    async def accepted_nonces(self, nonces: Sequence[bytes]) -> Collection[bytes]:
+        """Those of these nonces under which a changeset is in, from whomever: a copied file has
+        the same work pending as the file that it was copied from."""
         ...
 
     async def documents(self, rows: Sequence[RowId]) -> Mapping[RowId, bytes]:
