@@ -82,7 +82,8 @@ class Service:
         self.flusher = flusher
         self.create_tables = create_tables
         self.limits = limits
-        self.connections: set[Connection] = set()
+        # In the order in which they came: a set's order would be another in each run.
+        self.connections: dict[Connection, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._answers = True
 
@@ -119,11 +120,11 @@ class Service:
     async def attend(self, socket: Socket) -> None:
         """Serve one connection to its end."""
         connection = Connection(self, socket)
-        self.connections.add(connection)
+        self.connections[connection] = None
         try:
             await connection.run()
         finally:
-            self.connections.discard(connection)
+            self.connections.pop(connection)
             connection.ended.set()
 
     def trouble(self) -> str | None:

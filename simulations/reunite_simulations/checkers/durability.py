@@ -1,0 +1,48 @@
+"""Durability: what returned survives the process, what was acknowledged survives the client.
+
+Elements of the append-only lists are never deleted, so each must be where it belongs for ever,
+unless it was rejected or its file lost its end.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from reunite_simulations import observe
+from reunite_simulations.history import Outcome
+from reunite_simulations.workload import APPEND_TABLE
+
+if TYPE_CHECKING:
+    from reunite_simulations.world import World
+
+
+class Durability:
+    """Every element that returned is in its file, and in the end at the relay."""
+
+    promise = "durability"
+
+    def during(self, world: "World") -> Iterable[str]:
+        """After any number of crashes, a file has what its app wrote."""
+        for client in world.clients:
+            if client.up and world.has_table(client, APPEND_TABLE):
+                seen = observe.elements(client.app, APPEND_TABLE)
+                missing = self._written(world, client.name) - seen - world.rejected_elements()
+                if missing:
+                    yield f"{client.name} lost {sorted(missing)[:3]}"
+
+    def at_end(self, world: "World") -> Iterable[str]:
+        """What was not rejected is at the relay."""
+        seen = observe.elements(world.store, APPEND_TABLE)
+        for client in world.clients:
+            missing = self._written(world, client.name) - seen - world.rejected_elements()
+            if missing:
+                yield f"the relay lacks {sorted(missing)[:3]} of {client.name}"
+
+    def _written(self, world: "World", client: str) -> set[str]:
+        return {
+            element
+            for transaction in world.history.transactions
+            if transaction.client == client
+            and transaction.outcome is Outcome.RETURNED
+            and not transaction.doubtful
+            for element in transaction.appended
+        }

@@ -1,0 +1,131 @@
+"""No lost update: an edit stays until somebody who saw it, or wrote later, replaces it.
+
+An independent model of what a cell may hold in the end. It knows what each transaction wrote and
+had read, and when, by true time; nothing of stamps or documents. Workloads write a value only once,
+so the value that a cell has in the end names its write.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from reunite.cells.register import Value
+from reunite.keys import stored_key
+from reunite.schema import Table, default_value
+from reunite_simulations import observe
+from reunite_simulations.history import Key, Outcome, Verb, Write
+from reunite_simulations.workload import is_free, occurs_once
+
+if TYPE_CHECKING:
+    from reunite_simulations.world import World
+
+# Two edits that are closer than this in true time may win in either order: measured clocks differ
+# by up to a second without being corrected.
+CLOSE_SECONDS: Final = 2.5
+
+
+@dataclass(slots=True)
+class _Edit:
+    """One write of one cell. `certain` when nobody may have lost or refused it."""
+
+    value: Value
+    before: Value
+    had_row: bool
+    at: float
+    certain: bool
+    client: str
+
+
+@dataclass(slots=True)
+class _Row:
+    """All writes of one row."""
+
+    edits: dict[str, list[_Edit]] = field(default_factory=dict)
+    deletes: list[tuple[Write, float, bool]] = field(default_factory=list)
+    inserted: bool = False
+    certain: bool = False
+
+
+class Registers:
+    """The final rows against the history."""
+
+    promise = "no lost update"
+
+    def during(self, world: "World") -> Iterable[str]:
+        """Nothing before the end: whoever has not heard of an edit yet may hold an older one."""
+        return ()
+
+    def at_end(self, world: "World") -> Iterable[str]:
+        """Every cell holds the value of an edit that no other replaced."""
+        rejected = {(table, str(key)) for table, key, _, _ in world.rejections()}
+        by_row: dict[tuple[str, Key], _Row] = {}
+        for transaction in world.history.transactions:
+            if transaction.outcome is Outcome.REFUSED:
+                continue
+            for write in transaction.writes:
+                row = by_row.setdefault((write.table, write.key), _Row())
+                certain = transaction.outcome is Outcome.RETURNED and not transaction.doubtful
+                certain = certain and (write.table, str(stored_key(write.key))) not in rejected
+                _note(row, write, transaction.at, certain, transaction.client)
+        for table in world.tables():
+            yield from self._table(world, table, by_row)
+
+    def _table(
+        self, world: "World", table: Table, by_row: Mapping[tuple[str, Key], _Row]
+    ) -> Iterable[str]:
+        held = observe.rows(world.store, table)
+        initial = world.initial.get(table.name, {})
+        columns = [
+            (place, column.name, default_value(column))
+            for place, column in enumerate(table.cells)
+            if occurs_once(column) and is_free(table, column)
+        ]
+        for (name, key), row in by_row.items():
+            if name != table.name:
+                continue
+            values = held.get(key)
+            if values is None:
+                if row.certain and not row.deletes:
+                    yield f"{name} {key} is gone, and nobody deleted it"
+                continue
+            before = initial.get(key)
+            for place, column, default in columns:
+                started = before[place] if before is not None else None
+                yield from (
+                    f"{name} {key} {column}: {said}"
+                    for said in _cell(
+                        world, values[place], started, default, row.edits.get(column, ())
+                    )
+                )
+
+
+def _note(row: _Row, write: Write, at: float, certain: bool, client: str) -> None:
+    if write.verb is Verb.DELETE:
+        row.deletes.append((write, at, certain))
+        return
+    row.inserted = row.inserted or write.verb is Verb.INSERT
+    row.certain = row.certain or certain
+    for column, value in write.cells.items():
+        edit = _Edit(value, write.before.get(column), column in write.before, at, certain, client)
+        row.edits.setdefault(column, []).append(edit)
+
+
+def _cell(
+    world: "World", value: Value, started: Value, default: Value, edits: Sequence[_Edit]
+) -> Iterable[str]:
+    # What many write says nothing of who wrote it.
+    if value is None or value == default:
+        return
+    own = [edit for edit in edits if edit.value == value]
+    if not own and value != started:
+        yield f"{value!r} was never written there"
+        return
+    for edit in edits:
+        if edit.certain and edit.had_row and edit.before == value and edit.value != value:
+            yield f"{edit.value!r} of {edit.client} had seen {value!r}, which is still there"
+    if own and not world.clocks_were_wrong:
+        last = max(edit.at for edit in own)
+        for edit in edits:
+            if edit.certain and edit.at > last + CLOSE_SECONDS and edit.value != default:
+                yield f"{value!r} is older than {edit.value!r} of {edit.client}, and won"
+                return

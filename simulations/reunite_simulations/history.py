@@ -1,0 +1,94 @@
+"""What happened in a world, as an outside observer saw it: the raw material of the checkers.
+
+Nothing here knows stamps, documents or the protocol. A transaction says what the app wrote and what
+it had read there before; every value that a workload writes into a free column occurs once, so a
+value that is seen anywhere tells which write it came from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+from reunite.cells.register import Value
+
+Key: TypeAlias = tuple[Value, ...]
+Cells: TypeAlias = Mapping[str, Value]
+
+
+class Outcome(StrEnum):
+    """What the app was told of a transaction."""
+
+    RETURNED = "returned"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+    """The process died before it said."""
+
+
+class Verb(StrEnum):
+    """What a write did to a row."""
+
+    INSERT = "insert"
+    UPDATE = "update"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One row's part of a transaction: what it has now, and what it had, by column. A deleted row
+    has no cells, one that was not there none before."""
+
+    verb: Verb
+    table: str
+    key: Key
+    cells: Cells
+    before: Cells
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One transaction of an app. `own` went through the engine's API, as one changeset; others
+    are writes of a program that knows nothing of it. `appended` are the elements it added to the
+    append-only lists, `read` what it saw there before."""
+
+    number: int
+    client: str
+    life: int
+    at: float
+    own: bool
+    writes: Sequence[Write] = ()
+    appended: Sequence[str] = ()
+    read: frozenset[str] = frozenset()
+    outcome: Outcome = Outcome.UNKNOWN
+    # Written before a loss of power or a restored backup that may have taken it back.
+    doubtful: bool = False
+
+
+@dataclass(slots=True)
+class Read:
+    """What one client had in the append-only lists at one moment."""
+
+    client: str
+    life: int
+    at: float
+    seen: frozenset[str]
+
+
+@dataclass(slots=True)
+class History:
+    """All transactions and reads, in true order."""
+
+    transactions: list[Transaction] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+
+    def begin(self, client: str, life: int, at: float, *, own: bool) -> Transaction:
+        """A new transaction, whose outcome is not known yet."""
+        made = Transaction(len(self.transactions), client, life, at, own)
+        self.transactions.append(made)
+        return made
+
+    def doubt(self, client: str, since: float) -> None:
+        """What this client wrote after a moment may be gone, and nobody is to blame."""
+        for transaction in self.transactions:
+            if transaction.client == client and transaction.at >= since:
+                transaction.doubtful = True

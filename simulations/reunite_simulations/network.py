@@ -1,0 +1,301 @@
+"""The network: connections between clients and relays whose bytes are late, lost, doubled or cut.
+
+A connection is a stream, as TCP gives one: packets that are lost come again later, those that
+overtake each other are put in order, so all that they cost is time. What a stream can do to those
+who use it is done here: it is slow in either direction, narrow, silent in one direction or in both
+for a while (`Partition`), reset at any byte of time, or left open on one side while the other is
+gone (half open), until heartbeats notice. Two faults go further, as a broken proxy would: a frame
+towards a relay comes twice (`replay`), and a connection that its client has left delivers late.
+
+All chance comes from the world's generator, and all time from its loop.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+# What may be under way in one direction before a sender waits, as a socket's buffers would hold.
+BUFFER_BYTES: Final = 1 << 20
+# A side that has heard nothing from the other for this long takes it for gone.
+HEARTBEAT_SECONDS: Final = 15.0
+# Packets that are lost come again after this, and again, as TCP sends them.
+RESEND_SECONDS: Final = 0.3
+RESENDS_MAX: Final = 6
+CONNECT_SECONDS: Final = 10.0
+
+Direction = Literal["up", "down"]
+
+
+@dataclass
+class Weather:
+    """How the network is just now, for everybody. Chances are of a packet, times in seconds."""
+
+    delay: float = 0.005
+    jitter: float = 0.005
+    loss: float = 0.0
+    replay: float = 0.0
+    bytes_per_second: float = 10e6
+
+
+@dataclass
+class Counts:
+    """What happened on the network, for the report."""
+
+    connections: int = 0
+    frames: int = 0
+    bytes: int = 0
+    lost: int = 0
+    replayed: int = 0
+    resets: int = 0
+    by_node: dict[str, int] = field(default_factory=dict)
+
+
+class Network:
+    """Who can reach whom, and every connection there is."""
+
+    def __init__(self, chance: random.Random, note: Callable[..., None]) -> None:
+        """`note` takes an event's kind and its facts, for the trace."""
+        self.chance = chance
+        self.note = note
+        self.weather = Weather()
+        self.counts = Counts()
+        # One-way: (from, to) pairs over which nothing passes.
+        self.silent: set[tuple[str, str]] = set()
+        # Nodes that read slowly, with the seconds that each frame takes them.
+        self.slow: dict[str, float] = {}
+        self.connections: dict[int, Connection] = {}
+        self._accept: dict[str, Callable[[Socket], object]] = {}
+        self._numbers = 0
+
+    def listen(self, relay: str, accept: Callable[["Socket"], object]) -> None:
+        """Let a relay take connections; `accept` gets the relay's end of each."""
+        self._accept[relay] = accept
+
+    def stop_listening(self, relay: str) -> None:
+        """Refuse connections to a relay from now on."""
+        self._accept.pop(relay, None)
+
+    def passes(self, source: str, target: str) -> bool:
+        """Whether anything gets from one node to another."""
+        return (source, target) not in self.silent
+
+    def cut(self, one: str, other: str, *, back: bool = True) -> None:
+        """Part two nodes; with `back` in both directions."""
+        self.silent.add((one, other))
+        if back:
+            self.silent.add((other, one))
+
+    def mend(self, one: str, other: str) -> None:
+        """Join two nodes again."""
+        self.silent -= {(one, other), (other, one)}
+
+    def heal(self) -> None:
+        """A good network from now on."""
+        self.silent.clear()
+        self.slow.clear()
+        self.weather = Weather()
+
+    @asynccontextmanager
+    async def connect(self, client: str, relay: str) -> AsyncIterator["Socket"]:
+        """A client's end of a new connection. Raises ConnectionError or TimeoutError."""
+        await asyncio.sleep(self.delay())
+        if not (self.passes(client, relay) and self.passes(relay, client)):
+            await asyncio.sleep(CONNECT_SECONDS)
+            raise TimeoutError(f"{relay} does not answer")
+        accept = self._accept.get(relay)
+        if accept is None:
+            raise ConnectionRefusedError(f"{relay} is not there")
+        self._numbers += 1
+        self.counts.connections += 1
+        connection = Connection(self, self._numbers, client, relay)
+        self.connections[self._numbers] = connection
+        self.note("connect", client, relay, self._numbers)
+        accept(connection.relay_end)
+        try:
+            yield connection.client_end
+        finally:
+            connection.client_end.leave()
+
+    def reset(self, node: str) -> None:
+        """A process is gone: its machine tells the other sides, if word gets through."""
+        for connection in list(self.connections.values()):
+            for end in (connection.client_end, connection.relay_end):
+                if end.name == node:
+                    end.vanish()
+
+    def delay(self) -> float:
+        """How long a packet takes just now, with those that are sent again."""
+        weather = self.weather
+        delay = weather.delay + self.chance.expovariate(1.0) * weather.jitter
+        resend = RESEND_SECONDS
+        for _ in range(RESENDS_MAX):
+            if self.chance.random() >= weather.loss:
+                break
+            self.counts.lost += 1
+            delay += resend
+            resend *= 2
+        return delay
+
+
+class Connection:
+    """One stream in two directions."""
+
+    def __init__(self, network: Network, number: int, client: str, relay: str) -> None:
+        self.network = network
+        self.number = number
+        self.client_end = Socket(self, client, relay)
+        self.relay_end = Socket(self, relay, client)
+
+    def other(self, end: "Socket") -> "Socket":
+        """The end that an end talks to."""
+        return self.relay_end if end is self.client_end else self.client_end
+
+    def forget(self) -> None:
+        """Both ends are done."""
+        if self.client_end.gone and self.relay_end.gone:
+            self.network.connections.pop(self.number, None)
+
+
+class Socket:
+    """One end of a connection, as `connection.Socket` and `sync.Socket` want it."""
+
+    def __init__(self, connection: Connection, name: str, peer: str) -> None:
+        self.name = name
+        self.peer = peer
+        self.gone = False
+        self._connection = connection
+        self._network = connection.network
+        self._received: deque[bytes] = deque()
+        self._ended = False
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._under_way = 0
+        self._stream: deque[tuple[float, bytes | None]] = deque()
+        # When the last byte that was sent arrives, and when it has left: the stream is in order.
+        self._arrival = 0.0
+        self._left = 0.0
+        loop = asyncio.get_running_loop()
+        self._heard = loop.time()
+        self._beat = loop.call_later(HEARTBEAT_SECONDS / 3, self._heartbeat)
+
+    async def receive(self) -> bytes | None:
+        """The next frame; None at the end."""
+        slow = self._network.slow.get(self.name)
+        if slow:
+            await asyncio.sleep(slow)
+        while not self._received:
+            if self._ended or self.gone:
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+        frame = self._received.popleft()
+        sender = self._connection.other(self)
+        sender._under_way -= len(frame)
+        if sender._under_way < BUFFER_BYTES:
+            sender._room.set()
+        return frame
+
+    async def send(self, frame: bytes) -> None:
+        """Write a frame, once there is room. Raises ConnectionError when the connection ended."""
+        if self._ended or self.gone:
+            raise ConnectionResetError("the connection has ended")
+        while self._under_way >= BUFFER_BYTES:
+            self._room.clear()
+            await self._room.wait()
+            if self._ended or self.gone:
+                raise ConnectionResetError("the connection has ended")
+        network = self._network
+        counts = network.counts
+        counts.frames += 1
+        counts.bytes += len(frame)
+        counts.by_node[self.name] = counts.by_node.get(self.name, 0) + len(frame)
+        self._transmit(frame)
+        up = self is self._connection.client_end
+        if up and network.weather.replay and network.chance.random() < network.weather.replay:
+            counts.replayed += 1
+            network.note("replay", self.name, self.peer, len(frame))
+            self._transmit(frame)
+
+    async def close(self, *, stopped: bool = False) -> None:
+        """End the connection in order: what was sent still arrives."""
+        self.leave()
+
+    def cut_off(self) -> None:
+        """End it at once."""
+        self.leave()
+
+    def leave(self) -> None:
+        """This side is done; the other hears of it if word gets through."""
+        if not self.gone:
+            self._let_go()
+            self._transmit(None)
+
+    def vanish(self) -> None:
+        """This side's process died."""
+        self._network.counts.resets += 1
+        self.leave()
+
+    def _let_go(self) -> None:
+        self.gone = True
+        self._beat.cancel()
+        self._wake.set()
+        self._room.set()
+        self._connection.forget()
+
+    def _transmit(self, frame: bytes | None) -> None:
+        """Have a frame, or the stream's end, arrive; None is the end."""
+        now = asyncio.get_running_loop().time()
+        network = self._network
+        size = len(frame) if frame is not None else 40
+        if frame is not None:
+            self._under_way += size
+        self._left = max(self._left, now) + size / network.weather.bytes_per_second
+        self._arrival = max(self._arrival, self._left + network.delay())
+        self._stream.append((self._arrival, frame))
+        if len(self._stream) == 1:
+            self._arrive_at(self._arrival)
+
+    def _arrive_at(self, when: float) -> None:
+        asyncio.get_running_loop().call_at(when, self._arrive)
+
+    def _arrive(self) -> None:
+        """The stream's first frame is there, or is sent again in a while."""
+        now = asyncio.get_running_loop().time()
+        target = self._connection.other(self)
+        if target.gone:
+            self._stream.clear()
+            return
+        if not self._network.passes(self.name, self.peer):
+            self._arrive_at(now + RESEND_SECONDS)
+            return
+        _, frame = self._stream.popleft()
+        target._heard = now
+        if frame is None:
+            target._ended = True
+            target._room.set()
+        else:
+            target._received.append(frame)
+        target._wake.set()
+        if self._stream:
+            self._arrive_at(max(now, self._stream[0][0]))
+
+    def _heartbeat(self) -> None:
+        """Both sides show that they live, and take one that does not for gone."""
+        if self.gone:
+            return
+        loop = asyncio.get_running_loop()
+        other = self._connection.other(self)
+        if not other.gone and self._network.passes(other.name, self.name):
+            self._heard = loop.time()
+        if loop.time() - self._heard > HEARTBEAT_SECONDS:
+            self._network.note("gave up", self.name, self.peer)
+            self._ended = True
+            self._wake.set()
+            self._room.set()
+            return
+        self._beat = loop.call_later(HEARTBEAT_SECONDS / 3, self._heartbeat)

@@ -1,0 +1,386 @@
+"""The nodes of a simulated world: clients on SQLite files, and relays on one store's file.
+
+A client is the production code of an app: `Replica` over two connections to a file, `Sync` over a
+simulated socket, both in line and in virtual time. A relay is `Service` over `SqliteStore`. Files
+are real; their durability is the simulation's own: SQLite is told not to wait for the disk, and a
+crash keeps a copy of the files as they were at one statement, perhaps with the end of the WAL torn
+off. What the process would have done after that instant reaches nobody.
+"""
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from reunite.errors import ReuniteError, SyncError
+from reunite.replica import Replica, fold_own, fold_strangers
+from reunite.state import Chance
+from reunite_transport.client_session import Event
+from reunite_transport.relay.service import Limits, Service, open_service
+from reunite_transport.relay.sqlite_store import SqliteStore, open_sqlite
+from reunite_transport.sync import Sync
+
+if TYPE_CHECKING:
+    from reunite_simulations.world import World
+
+T = TypeVar("T")
+
+# When a world begins, in milliseconds since 1970 UTC.
+EPOCH_MS: Final = 1_800_000_000_000
+# How often a client looks for writes of other programs; in production 50 times a second.
+POLL_SECONDS: Final = 0.5
+LIMITS: Final = Limits(poll_seconds=0.5, store_seconds=5.0, drain_seconds=2.0)
+
+
+class Crashed(BaseException):
+    """The process is dead from this statement on; not an error that code could handle."""
+
+
+@dataclass
+class Clock:
+    """A machine's clock: the true time, an offset and a drift."""
+
+    now: Callable[[], float]
+    offset_ms: float = 0.0
+    drift: float = 0.0
+
+    def __call__(self) -> int:
+        """Milliseconds since 1970, as this machine believes."""
+        true_ms = self.now() * 1000
+        return EPOCH_MS + int(true_ms * (1 + self.drift) + self.offset_ms)
+
+    def julian_day(self, _moment: str) -> float:
+        """What SQLite's `julianday('now')` says on this machine."""
+        return 2440587.5 + self() / 86_400_000
+
+
+@dataclass
+class Torn:
+    """The files as a crash left them; `cut` when the end of the WAL is missing."""
+
+    path: Path
+    cut: bool = False
+
+
+@dataclass
+class Client:
+    """One app on one file. `path` changes with each life, as a crash leaves a copy."""
+
+    world: "World"
+    name: str
+    path: Path
+    clock: Clock
+    chance: Random
+    relay: str
+    # Settings of a life.
+    lives: int = 0
+    # Another one after the file went back in time: what its users saw before means nothing then.
+    session: int = 0
+    crash_after: int | None = None
+    pages_max: int | None = None
+    # What this client was told of rejections, and why sync stopped for good.
+    events: list[Event] = field(default_factory=list)
+    stopped: SyncError | None = None
+    _app: sqlite3.Connection | None = None
+    _engine: sqlite3.Connection | None = None
+    _replica: Replica | None = None
+    _task: asyncio.Task[None] | None = None
+    _listeners: list[Callable[[], None]] = field(default_factory=list)
+    _torn: Torn | None = None
+
+    # What `Sync` needs of a database.
+
+    @property
+    def replica(self) -> Replica:
+        """The sync state of the file."""
+        assert self._replica is not None, f"{self.name} is down"
+        return self._replica
+
+    async def on_engine(self, function: Callable[..., T], *args: object) -> T:
+        """Run a verb in line."""
+        return self.alive(function, *args)
+
+    def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` after local commits."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    # Life and death.
+
+    @property
+    def up(self) -> bool:
+        """True while the process runs."""
+        return self._replica is not None
+
+    @property
+    def app(self) -> sqlite3.Connection:
+        """The app's own connection."""
+        assert self._app is not None, f"{self.name} is down"
+        return self._app
+
+    def start(self) -> None:
+        """Open the file and begin to sync."""
+        self.lives += 1
+        self._torn = None
+        self._app = self._connect(foreign_keys=True)
+        self._engine = self._connect(foreign_keys=False)
+        self._app.create_function("julianday", 1, self.clock.julian_day)
+        replica = Replica(self._engine, chance=self._sources(), clock=self.clock)
+        replica.prepare()
+        self._replica = replica
+        self._listeners = []
+        self._task = asyncio.create_task(self._sync(), name=f"{self.name} sync")
+
+    def alive(self, function: Callable[..., T], *args: object) -> T:
+        """Run a function of this process. Raises Crashed when the process died in it."""
+        if self._replica is None:
+            raise Crashed(self.name)
+        try:
+            result = function(*args)
+        except BaseException:
+            if self._torn is not None:
+                raise Crashed(self.name) from None
+            raise
+        if self._torn is not None:
+            raise Crashed(self.name)
+        return result
+
+    def write(self, work: Callable[[sqlite3.Connection], T], *, own: bool) -> T:
+        """One transaction of the app: `own` through the engine's API, as one changeset, else as
+        any program writes. Raises Crashed, and what SQLite raises, and then nothing is written."""
+        result: T = self.alive(self._write, work, own)
+        if own:
+            for listener in list(self._listeners):
+                listener()
+        return result
+
+    def track(self, tables: Sequence[str]) -> None:
+        """Take tables into sync."""
+        self.alive(self.replica.track, tables)
+
+    def kill(self, *, cut: bool = False) -> None:
+        """End the process now, as kill -9 does; with `cut` as a loss of power does that takes the
+        end of the WAL."""
+        if self._torn is None:
+            self._tear(cut)
+        torn = self._torn
+        self._end()
+        assert torn is not None
+        self.session += cut
+        self._move_to(torn.path)
+
+    def restore(self, backup: Path) -> None:
+        """Replace the file by a backup, with the process ended."""
+        self._end()
+        self.session += 1
+        self._move_to(backup)
+
+    def heal(self) -> None:
+        """All is well from now on: the disk has room, and the process lives."""
+        self.limit_pages(None)
+        if self._torn is None:
+            self.crash_after = None
+
+    def stranger(self) -> sqlite3.Connection:
+        """Another program's connection to the file."""
+        return self._connect(foreign_keys=True)
+
+    def crash_at(self, statements: int) -> None:
+        """Let the process die at one of its next statements."""
+        self.crash_after = statements
+        for conn in (self._app, self._engine):
+            assert conn is not None
+            conn.set_trace_callback(self._count)
+
+    def _move_to(self, path: Path) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        self.path = path
+
+    def stop(self) -> None:
+        """End the process in order: what is in the file stays."""
+        self._end()
+
+    def copy_to(self, path: Path) -> None:
+        """A copy of the file, as a user would make one of a program that is not writing."""
+        copy_files(self.path, path)
+
+    def limit_pages(self, room: int | None) -> None:
+        """Leave the disk with room for so many more pages; None for plenty."""
+        for conn in (self._app, self._engine):
+            if conn is not None:
+                used = conn.execute("PRAGMA page_count").fetchone()[0]
+                conn.execute(
+                    f"PRAGMA max_page_count = {used + room if room is not None else 2**30}"
+                )
+
+    def _write(self, work: Callable[[sqlite3.Connection], T], own: bool) -> T:
+        conn = self.app
+        if not own:
+            conn.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(conn)
+                conn.execute("COMMIT")
+            except BaseException:
+                if conn.in_transaction:
+                    conn.execute("ROLLBACK")
+                raise
+            return result
+        state = self.replica.begin(conn)
+        try:
+            fold_strangers(state)
+            result = work(conn)
+            state.now_ms = self.clock()
+            fold_own(state)
+            self.replica.commit(state)
+        except BaseException:
+            if conn.in_transaction:
+                conn.execute("ROLLBACK")
+            raise
+        return result
+
+    def _connect(self, *, foreign_keys: bool) -> sqlite3.Connection:
+        conn = sqlite3.connect(self.path, isolation_level=None, timeout=0)
+        conn.execute("PRAGMA synchronous = OFF")
+        conn.execute("PRAGMA journal_mode = WAL")
+        conn.execute(f"PRAGMA foreign_keys = {int(foreign_keys)}")
+        if foreign_keys:
+            conn.execute("PRAGMA wal_autocheckpoint = 0")
+        return conn
+
+    def _sources(self) -> Chance:
+        return Chance(
+            replica=lambda: self.chance.getrandbits(62) + 1,
+            nonce=lambda: self.chance.randbytes(8),
+        )
+
+    async def _sync(self) -> None:
+        def note(event: Event) -> None:
+            self.events.append(event)
+            self.world.heard(self, event)
+
+        sync = Sync(
+            self,
+            f"sim://{self.relay}",
+            on_event=note,
+            connect=lambda: self.world.network.connect(self.name, self.relay),
+            spread=self.chance.uniform,
+            poll_seconds=POLL_SECONDS,
+        )
+        try:
+            async with sync:
+                await sync.ended()
+        except Crashed:
+            self.world.died(self)
+        except ReuniteError as error:
+            self.stopped = error if isinstance(error, SyncError) else SyncError(str(error), "other")
+            self.world.note("stopped", self.name, self.stopped.code)
+
+    def _count(self, _statement: str) -> None:
+        if self.crash_after is not None and self._torn is None:
+            self.crash_after -= 1
+            if self.crash_after <= 0:
+                self._tear(cut=False)
+
+    def _tear(self, cut: bool) -> None:
+        torn = Torn(self.path.with_name(f"{self.name}-{self.lives}.db"), cut)
+        copy_files(self.path, torn.path)
+        wal = Path(f"{torn.path}-wal")
+        if cut and wal.exists():
+            size = wal.stat().st_size
+            with wal.open("r+b") as file:
+                file.truncate(self.chance.randint(0, size))
+        self._torn = torn
+
+    def _end(self) -> None:
+        self._replica = None
+        self.crash_after = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self.world.network.reset(self.name)
+        for conn in (self._app, self._engine):
+            if conn is not None:
+                conn.set_trace_callback(None)
+                conn.close()
+        self._app = self._engine = None
+
+
+@dataclass
+class RelayNode:
+    """One relay process on the shared store."""
+
+    world: "World"
+    name: str
+    path: Path
+    chance: Random
+    service: Service | None = None
+    _store: SqliteStore | None = None
+    _tasks: dict[asyncio.Task[None], None] = field(default_factory=dict)
+
+    @property
+    def up(self) -> bool:
+        """True while the process runs."""
+        return self.service is not None
+
+    async def start(self) -> None:
+        """Open the store and listen."""
+        self._store = await open_sqlite(
+            self.path,
+            clock=self.world.true_ms,
+            chance=self._source,
+            durable=False,
+        )
+        self.service = await open_service(
+            self._store, limits=LIMITS, new_token=lambda: self.chance.randbytes(8)
+        )
+        self.world.network.listen(self.name, self._accept)
+
+    async def stop(self) -> None:
+        """Stop in order, as a new version is rolled out."""
+        service, self.service = self.service, None
+        self.world.network.stop_listening(self.name)
+        if service is not None:
+            await service.close()
+        if self._store is not None:
+            await self._store.close()
+        self._store = None
+
+    async def kill(self) -> None:
+        """End the process at once; what its transaction held is gone."""
+        service, self.service = self.service, None
+        self.world.network.stop_listening(self.name)
+        store, self._store = self._store, None
+        if store is not None:
+            store.crash()
+        if service is not None:
+            service.abandon()
+        self.world.network.reset(self.name)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.sleep(0)
+
+    def _accept(self, socket: object) -> None:
+        assert self.service is not None
+        task = asyncio.create_task(self.service.attend(socket), name=f"{self.name} connection")  # type: ignore[arg-type]
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+
+    def _source(self, count: int) -> bytes:
+        return self.chance.randbytes(count)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy a database's file and WAL as they are, open or not."""
+    for suffix in ("", "-wal"):
+        with suppress(FileNotFoundError):
+            Path(f"{target}{suffix}").unlink()
+        with suppress(FileNotFoundError):
+            shutil.copyfile(f"{source}{suffix}", f"{target}{suffix}")
+    with suppress(FileNotFoundError):
+        Path(f"{target}-shm").unlink()

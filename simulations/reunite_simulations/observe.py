@@ -1,0 +1,101 @@
+"""What an outside observer reads in files: rows, documents, queues. Nothing is changed."""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from reunite.cells.register import Value
+from reunite.document import decode
+from reunite.keys import key_values, pack_key
+from reunite.schema import Table, quoted
+
+RowName: TypeAlias = tuple[str, bytes]
+Documents: TypeAlias = Mapping[RowName, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a client's file stands."""
+
+    seq: int
+    loaded: bool
+    queued: int
+    waiting: int
+    blocked: int
+    marked: int
+
+
+def standing(conn: sqlite3.Connection) -> Standing:
+    """Read it in one statement, so of one moment."""
+    row = conn.execute(
+        "SELECT (SELECT value FROM _reunite_meta WHERE name = 'seq'),"
+        " (SELECT value FROM _reunite_meta WHERE name = 'loaded'),"
+        " (SELECT count(*) FROM _reunite_changesets) + (SELECT count(*) FROM _reunite_log),"
+        " (SELECT count(*) FROM _reunite_inbox),"
+        " (SELECT count(*) FROM _reunite_rows WHERE mark = 'blocked'),"
+        " (SELECT count(*) FROM _reunite_rows WHERE mark IS NOT NULL)"
+    ).fetchone()
+    return Standing(row[0], bool(row[1]), *row[2:])
+
+
+def bases(conn: sqlite3.Connection) -> Documents:
+    """The documents that the relay stated to a client."""
+    keys = {
+        table: (name, len(conn.execute(_KEYS, (name,)).fetchall()))
+        for table, name in conn.execute("SELECT id, name FROM _reunite_tables").fetchall()
+    }
+    found = {}
+    for table, key, base in conn.execute(
+        "SELECT tbl, key, base FROM _reunite_rows WHERE base IS NOT NULL"
+    ):
+        name, parts = keys[table]
+        found[name, pack_key(key_values(key, parts or 1))] = base
+    return found
+
+
+_KEYS = "SELECT 1 FROM pragma_table_info(?) WHERE pk > 0"
+
+
+def stated(conn: sqlite3.Connection) -> Documents:
+    """The documents of a relay's store."""
+    return {
+        (name, bytes(key)): bytes(document)
+        for name, key, document in conn.execute(
+            "SELECT t.name, d.key, d.document FROM _reunite_documents AS d"
+            " JOIN _reunite_tables AS t ON t.id = d.tbl"
+        )
+    }
+
+
+def rows(conn: sqlite3.Connection, table: Table) -> dict[tuple[Value, ...], tuple[Value, ...]]:
+    """A table's rows by key."""
+    names = ", ".join(quoted(column.name) for column in (*table.key, *table.cells))
+    parts = len(table.key)
+    return {
+        tuple(row[:parts]): tuple(row[parts:])
+        for row in conn.execute(f"SELECT {names} FROM {quoted(table.name)}")
+    }
+
+
+def digest(facts: Iterable[object]) -> str:
+    """A short name for facts, whatever their order."""
+    return hashlib.sha256(repr(sorted(facts, key=repr)).encode()).hexdigest()[:16]
+
+
+def living(documents: Documents) -> set[RowName]:
+    """The rows that are alive by their documents."""
+    return {name for name, document in documents.items() if decode(document).alive}
+
+
+def elements(conn: sqlite3.Connection, table: str) -> frozenset[str]:
+    """The ids in the append-only lists."""
+    return frozenset(row[0] for row in conn.execute(f"SELECT id FROM {quoted(table)}"))
+
+
+def rejected(conn: sqlite3.Connection) -> Sequence[tuple[str, Value, str, str]]:
+    """What a client could not sync: (table, key, reason, values)."""
+    return conn.execute(
+        'SELECT "table", key, reason, "values" FROM reunite_rejected ORDER BY id'
+    ).fetchall()

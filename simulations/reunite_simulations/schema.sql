@@ -1,0 +1,45 @@
+-- The world's own schema, for those who bring none: what apps have, in small.
+
+CREATE TABLE list (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    color TEXT DEFAULT 'grey'
+);
+
+CREATE TABLE todo (
+    id INTEGER PRIMARY KEY,
+    list_id INTEGER REFERENCES list (id) ON DELETE CASCADE,
+    title TEXT NOT NULL,
+    done BOOLEAN NOT NULL DEFAULT 0,
+    effort REAL,
+    note TEXT
+);
+
+-- A natural key, and a value that only one row may have.
+CREATE TABLE person (
+    id TEXT PRIMARY KEY,
+    email TEXT UNIQUE,
+    name TEXT,
+    photo BLOB,
+    boss TEXT REFERENCES person (id) ON DELETE SET NULL
+);
+
+-- A composite key that refers, and no rowid.
+CREATE TABLE assigned (
+    todo_id INTEGER NOT NULL REFERENCES todo (id) ON DELETE CASCADE,
+    person_id TEXT NOT NULL REFERENCES person (id),
+    role TEXT,
+    hours NUMERIC,
+    PRIMARY KEY (todo_id, person_id)
+) WITHOUT ROWID;
+
+CREATE TABLE "event log" (
+    "At" DATETIME,
+    id INTEGER PRIMARY KEY,
+    what TEXT COLLATE NOCASE,
+    "count" INTEGER DEFAULT 5
+);
+
+INSERT INTO list (id, name) VALUES (1, 'home'), (2, 'work');
+INSERT INTO todo (id, list_id, title) VALUES (1, 1, 'milk'), (2, 1, 'bread'), (3, 2, 'report');
+INSERT INTO person (id, email, name) VALUES ('ann', 'ann@x', 'Ann'), ('bob', 'bob@x', 'Bob');

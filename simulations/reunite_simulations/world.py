@@ -1,0 +1,473 @@
+"""A world: clients, relays, a network, faults, and everything that happens in one seed.
+
+Two phases, as in TigerBeetle's simulator. First everybody writes while faults happen, and the
+checkers look on: safety. Then all heals, nobody writes, and everything has to come to rest in
+bounded virtual time with equal contents: liveness. What happens is decided by one seed; the trace's
+hash tells whether two runs were the same.
+"""
+
+import asyncio
+import hashlib
+import json
+import random
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from reunite.cells.register import Value
+from reunite.errors import ReuniteError
+from reunite.schema import Table, read_table, table_names
+from reunite_simulations import faults, observe
+from reunite_simulations.checkers import Checker, all_checkers
+from reunite_simulations.history import History, Outcome, Read
+from reunite_simulations.network import Network
+from reunite_simulations.nodes import EPOCH_MS, Client, Clock, Crashed, RelayNode, copy_files
+from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE, Mix, Workload
+from reunite_transport.client_session import Event, GaveUp, Live, Received
+
+T = TypeVar("T")
+
+# How often the checkers look on, and how long a healed world may take to come to rest.
+LOOK_SECONDS: Final = 10.0
+REST_SECONDS_MAX: Final = 400.0
+QUIET_SECONDS: Final = 30.0
+# A relay keeps what it is told; the report keeps this many events.
+EVENTS_MAX: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a world is like. `faults` are those that its seed may draw from."""
+
+    seed: int
+    schema: str = ""
+    database: Path | None = None
+    replicas: int = 5
+    relays: int = 2
+    minutes: float = 5.0
+    faults: tuple[str, ...] = tuple(faults.FAULTS)
+    swarm: bool = True
+    writes_per_minute: float = 8.0
+    mix: Mix = field(default_factory=Mix)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A promise that was broken, when, and how."""
+
+    promise: str
+    at: float
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """One event of the trace: virtual seconds, a kind, and facts."""
+
+    at: float
+    kind: str
+    facts: tuple[object, ...]
+
+
+@dataclass
+class Report:
+    """What came of a seed."""
+
+    seed: int
+    trace_hash: str
+    simulated_hours: float
+    transactions: int
+    rows_written: int
+    faults: Mapping[str, int]
+    checks: Mapping[str, int]
+    violations: Sequence[Violation]
+    happenings: Sequence[Happening]
+
+
+class World:
+    """One seed's world; `live` runs it."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        """`folder` is empty and takes the files."""
+        self.settings = settings
+        self.folder = folder
+        self.chance = random.Random(f"world {settings.seed}")
+        self.network = Network(random.Random(f"network {settings.seed}"), self.note)
+        self.history = History()
+        self.clients: list[Client] = []
+        self.relays: list[RelayNode] = []
+        self.initial: dict[str, dict[tuple[Value, ...], tuple[Value, ...]]] = {}
+        self.clocks_were_wrong = False
+        # Clients whose file went back in time, and those that a copy was made of.
+        self.rolled_back: set[str] = set()
+        self.twins: set[str] = set()
+        self.unsettled: set[str] = set()
+        self.rows_written = 0
+        self.commits_when_quiet = 0
+        self.faults: dict[str, int] = {}
+        self.checks: dict[str, int] = {}
+        self.violations: list[Violation] = []
+        self.happenings: list[Happening] = []
+        self._hash = hashlib.sha256()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._checkers: Sequence[Checker] = all_checkers()
+        self._tables: list[Table] = []
+        self._healed = False
+        self._store: sqlite3.Connection | None = None
+
+    # Time, chance, the trace.
+
+    def now(self) -> float:
+        """Virtual seconds since the world began."""
+        return asyncio.get_running_loop().time()
+
+    def true_ms(self) -> int:
+        """The true time, in milliseconds since 1970."""
+        return EPOCH_MS + int(self.now() * 1000)
+
+    def note(self, kind: str, *facts: object) -> None:
+        """Note an event in the trace."""
+        at = self.now()
+        self._hash.update(repr((round(at, 6), kind, facts)).encode())
+        if len(self.happenings) < EVENTS_MAX:
+            self.happenings.append(Happening(at, kind, facts))
+
+    def pick(self, some: Sequence[T]) -> T:
+        """One of several."""
+        return some[self.chance.randrange(len(some))]
+
+    def pick_up(self, some: Sequence[Client]) -> Client | None:
+        """A client that is up, if there is any."""
+        up = [client for client in some if client.up]
+        return self.pick(up) if up else None
+
+    async def pause(self, least: float, most: float) -> None:
+        """Let some time pass."""
+        await asyncio.sleep(self.chance.uniform(least, most))
+
+    def count_fault(self, name: str) -> None:
+        """Note that a fault begins."""
+        self.faults[name] = self.faults.get(name, 0) + 1
+        self.clocks_were_wrong |= name == "clock"
+        self.note("fault", name)
+
+    # What checkers ask.
+
+    @property
+    def store(self) -> sqlite3.Connection:
+        """A connection of an observer to the relays' database."""
+        if self._store is None:
+            self._store = sqlite3.connect(self.folder / "relay.db", isolation_level=None)
+            self._store.execute("PRAGMA query_only = 1")
+        return self._store
+
+    def tables(self) -> Sequence[Table]:
+        """The schema's tables and the append-only lists."""
+        return self._tables
+
+    def has_table(self, client: Client, table: str) -> bool:
+        """Whether a client has a table yet."""
+        found = client.app.execute(
+            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+        ).fetchone()
+        return found is not None
+
+    def rejections(self) -> list[tuple[str, Value, str, str]]:
+        """All that clients could not sync, as they keep it and as they were told."""
+        found: list[tuple[str, Value, str, str]] = []
+        for client in self.clients:
+            if client.up:
+                found += observe.rejected(client.app)
+        return found
+
+    def rejected_elements(self) -> set[str]:
+        """Elements of the append-only lists that were rejected anywhere."""
+        told = {
+            str(key)
+            for client in self.clients
+            for event in client.events
+            if isinstance(event, GaveUp)
+            for table, key in event.rows
+            if table == APPEND_TABLE
+        }
+        return told | {str(key) for table, key, _, _ in self.rejections() if table == APPEND_TABLE}
+
+    def authors(self) -> dict[str, str]:
+        """Who added each element of the append-only lists."""
+        return {
+            element: transaction.client
+            for transaction in self.history.transactions
+            for element in transaction.appended
+        }
+
+    # What nodes say.
+
+    def heard(self, client: Client, event: Event) -> None:
+        """A client's session says what happened."""
+        if isinstance(event, GaveUp):
+            self.note("rejected", client.name, event.reason, [str(row) for row in event.rows])
+        elif isinstance(event, Live):
+            self.note("live", client.name)
+        elif isinstance(event, Received) and event.rows:
+            self.note("received", client.name, event.rows, event.applied)
+
+    def died(self, client: Client) -> None:
+        """A client's process has died; it is started again after a while."""
+        self.note("died", client.name)
+        self._spawn(self._revive(client))
+
+    async def _revive(self, client: Client) -> None:
+        if client.up:
+            client.kill()
+        if not self._healed:
+            await self.pause(0.1, 20)
+        if not client.up:
+            self._start(client)
+
+    def _start(self, client: Client) -> None:
+        """Start an app: it opens its file, and tracks the tables that it has."""
+        client.start()
+        self.note("started", client.name)
+        if self.has_table(client, APPEND_TABLE):
+            try:
+                client.track([table.name for table in self._tables])
+            except (Crashed, sqlite3.Error):
+                self.died(client)
+
+    async def start_relay(self, relay: RelayNode) -> None:
+        """Start a relay, if nobody has."""
+        if not relay.up:
+            await relay.start()
+            self.note("started", relay.name)
+
+    def add_copy(self, client: Client) -> None:
+        """Use a copy of a client's file as a client of its own."""
+        copy = self._client(f"{client.name}-copy{len(self.clients)}")
+        copy_files(client.path, copy.path)
+        copy.clock = Clock(self.now, client.clock.offset_ms, client.clock.drift)
+        self.clients.append(copy)
+        self.rolled_back.add(copy.name)
+        self.twins |= {client.name, copy.name}
+        self.note("copied", client.name, copy.name)
+        self._start(copy)
+        self._spawn(self._writes(copy))
+
+    # A world's life.
+
+    async def live(self) -> Report:
+        """From the first file to the last check."""
+        self._workload = self._prepare()
+        for relay in self.relays:
+            await self.start_relay(relay)
+        for client in self.clients:
+            self._start(client)
+            self._spawn(self._writes(client))
+        self._spawn(self._look_on())
+        striking = [
+            asyncio.create_task(faults.strike(self, name), name=f"fault {name}")
+            for name in self._drawn_faults()
+        ]
+        seconds = self.settings.minutes * 60
+        while self.now() < seconds and not self.violations:
+            await asyncio.sleep(min(1.0, max(seconds - self.now(), 0.001)))
+            for task in striking:
+                if task.done():
+                    task.result()
+        for task in striking:
+            task.cancel()
+        await asyncio.gather(*striking, return_exceptions=True)
+        hours = self.now() / 3600 * len(self.clients)
+        if not self.violations:
+            await self._heal()
+            await self._come_to_rest()
+            self._check("at_end")
+        self._end()
+        return Report(
+            seed=self.settings.seed,
+            trace_hash=self._hash.hexdigest(),
+            simulated_hours=hours,
+            transactions=len(self.history.transactions),
+            rows_written=self.rows_written,
+            faults=self.faults,
+            checks=self.checks,
+            violations=self.violations,
+            happenings=self.happenings,
+        )
+
+    def _prepare(self) -> Workload:
+        settings = self.settings
+        first = self.folder / "first.db"
+        if settings.database is not None:
+            copy_files(settings.database, first)
+        conn = sqlite3.connect(first, isolation_level=None)
+        if settings.schema:
+            conn.executescript(settings.schema)
+        conn.execute("PRAGMA journal_mode = WAL")
+        conn.execute(APPEND_SQL)
+        self._tables = [
+            read_table(conn, name) for name in table_names(conn) if _can_be_tracked(conn, name)
+        ]
+        self.initial = {table.name: observe.rows(conn, table) for table in self._tables}
+        conn.close()
+        for number in range(settings.relays):
+            name = f"relay{number + 1}"
+            chance = random.Random(f"{name} {settings.seed}")
+            self.relays.append(RelayNode(self, name, self.folder / "relay.db", chance))
+        for number in range(settings.replicas):
+            client = self._client(f"client{number + 1}")
+            # Some begin with a copy of the database as it was, others with nothing.
+            if number == 0 or self.chance.random() < 0.4:
+                copy_files(first, client.path)
+            self.clients.append(client)
+        own = [table for table in self._tables if table.name != APPEND_TABLE]
+        return Workload(own, random.Random(f"workload {settings.seed}"), settings.mix)
+
+    def _client(self, name: str) -> Client:
+        chance = random.Random(f"{name} {self.settings.seed}")
+        offset = chance.uniform(-300, 300)
+        return Client(
+            self,
+            name,
+            self.folder / f"{name}.db",
+            Clock(self.now, offset),
+            chance,
+            self.pick(self.relays).name,
+        )
+
+    def _drawn_faults(self) -> list[str]:
+        names = [name for name in self.settings.faults if name in faults.FAULTS]
+        if not self.settings.swarm:
+            return names
+        likely = self.chance.uniform(0.2, 0.9)
+        return [name for name in names if self.chance.random() < likely]
+
+    async def _writes(self, client: Client) -> None:
+        """A client's app, until the world heals."""
+        rate = self.settings.writes_per_minute / 60 * self.chance.uniform(0.3, 2.0)
+        while not self._healed:
+            await asyncio.sleep(self.chance.expovariate(rate))
+            if not self._healed and client.up and self.has_table(client, APPEND_TABLE):
+                self._transact(client)
+
+    def _transact(self, client: Client) -> None:
+        workload = self._workload
+        mix = workload.mix
+        own = workload.chance.random() >= mix.strangers
+        appends = workload.chance.random() < mix.appends
+        made = self.history.begin(client.name, client.session, self.now(), own=own)
+
+        def work(conn: sqlite3.Connection) -> None:
+            made.read = observe.elements(conn, APPEND_TABLE)
+            if appends:
+                made.appended = workload.append(conn)
+            if not appends or workload.chance.random() < 0.3:
+                made.writes = workload.writes(conn)
+
+        try:
+            client.write(work, own=own)
+        except Crashed:
+            self.died(client)
+        except (sqlite3.Error, ReuniteError) as error:
+            made.outcome = Outcome.REFUSED
+            self.note("refused", client.name, type(error).__name__)
+        else:
+            made.outcome = Outcome.RETURNED
+            self.rows_written += len(made.writes) + len(made.appended)
+            self.note("wrote", client.name, own, len(made.writes), list(made.appended))
+
+    async def _look_on(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._look()
+            self._check("during")
+
+    def _look(self) -> None:
+        for client in self.clients:
+            if client.up and self.has_table(client, APPEND_TABLE):
+                seen = observe.elements(client.app, APPEND_TABLE)
+                if observe.standing(client.app).loaded:
+                    self.history.reads.append(Read(client.name, client.session, self.now(), seen))
+
+    def _check(self, when: str) -> None:
+        for checker in self._checkers:
+            if self.violations:
+                return
+            self.checks[checker.promise] = self.checks.get(checker.promise, 0) + 1
+            for message in getattr(checker, when)(self):
+                self.violations.append(Violation(checker.promise, self.now(), message))
+                self.note("violation", checker.promise, message)
+
+    async def _heal(self) -> None:
+        self._healed = True
+        self.note("healed")
+        self.network.heal()
+        for relay in self.relays:
+            await self.start_relay(relay)
+        for client in self.clients:
+            if client.up:
+                client.heal()
+            else:
+                self._start(client)
+
+    async def _come_to_rest(self) -> None:
+        until = self.now() + REST_SECONDS_MAX
+        while self.now() < until:
+            await asyncio.sleep(2.0)
+            if all(self._rests(client) for client in self.clients):
+                break
+        (head,) = self.store.execute("SELECT seq FROM _reunite_head").fetchone()
+        await asyncio.sleep(QUIET_SECONDS)
+        (later,) = self.store.execute("SELECT seq FROM _reunite_head").fetchone()
+        self.commits_when_quiet = later - head
+        self._look()
+
+    def _rests(self, client: Client) -> bool:
+        if not client.up:
+            return False
+        standing = observe.standing(client.app)
+        (head,) = self.store.execute("SELECT seq FROM _reunite_head").fetchone()
+        return standing.loaded and not standing.queued and standing.seq == head
+
+    def _end(self) -> None:
+        for client in self.clients:
+            if client.up:
+                client.stop()
+        for task in self._tasks:
+            task.cancel()
+        if self._store is not None:
+            self._store.close()
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            error = task.exception()
+            self.violations.append(Violation("no fault of ours", self.now(), repr(error)))
+            self.note("violation", "no fault of ours", repr(error))
+
+
+def _can_be_tracked(conn: sqlite3.Connection, name: str) -> bool:
+    try:
+        read_table(conn, name)
+    except ReuniteError:
+        return False
+    return True
+
+
+def as_json(report: Report) -> str:
+    """A report without its trace, for a program."""
+    return json.dumps(
+        {
+            "seed": report.seed,
+            "trace_hash": report.trace_hash,
+            "violations": [
+                {"promise": v.promise, "at": v.at, "message": v.message} for v in report.violations
+            ],
+        }
+    )
