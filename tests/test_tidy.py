@@ -26,6 +26,7 @@ FORBIDDEN_BY_LAYER = {
 # A package from outside is imported by these modules and by no other.
 TRANSPORT = "transport/reunite_transport"
 RELAY = f"{TRANSPORT}/relay"
+SIMULATE = "simulations/reunite_simulations/command.py"
 EDGES = {
     "aiohttp": ["transport/reunite_transport/websocket.py", f"{RELAY}/server.py"],
     "asyncpg": [f"{RELAY}/postgres_*.py", f"{RELAY}/embedded.py"],
@@ -37,9 +38,9 @@ EDGES = {
         "transport/reunite_transport/reader.py",
     ],
     "pycrdt": ["engine/reunite/cells/yjs.py"],
-    "rich": [f"{TRANSPORT}/{name}.py" for name in ("cli", "console", "demo", "watch")],
+    "rich": [SIMULATE, *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "demo", "watch"))],
     "sqlalchemy": [f"{RELAY}/postgres_schema.py"],
-    "typer": [f"{TRANSPORT}/{name}.py" for name in ("cli", "console", "watch")],
+    "typer": [SIMULATE, *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "watch"))],
 }
 
 # Time, chance and sockets are passed into the engine; these modules pass them.

@@ -85,12 +85,14 @@ class Network:
 
     def cut(self, one: str, other: str, *, back: bool = True) -> None:
         """Part two nodes; with `back` in both directions."""
+        self.note("cut", one, other)
         self.silent.add((one, other))
         if back:
             self.silent.add((other, one))
 
     def mend(self, one: str, other: str) -> None:
         """Join two nodes again."""
+        self.note("mend", one, other)
         self.silent -= {(one, other), (other, one)}
 
     def heal(self) -> None:

@@ -8,7 +8,6 @@ hash tells whether two runs were the same.
 
 import asyncio
 import hashlib
-import json
 import random
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -384,6 +383,10 @@ class World:
             self._check("during")
 
     def _look(self) -> None:
+        up = [client for client in self.clients if client.up]
+        contents = {observe.digest(observe.bases(client.app).items()) for client in up}
+        queued = sum(observe.standing(client.app).queued for client in up)
+        self.note("look", len(contents), queued)
         for client in self.clients:
             if client.up and self.has_table(client, APPEND_TABLE):
                 seen = observe.elements(client.app, APPEND_TABLE)
@@ -458,16 +461,3 @@ def _can_be_tracked(conn: sqlite3.Connection, name: str) -> bool:
     except ReuniteError:
         return False
     return True
-
-
-def as_json(report: Report) -> str:
-    """A report without its trace, for a program."""
-    return json.dumps(
-        {
-            "seed": report.seed,
-            "trace_hash": report.trace_hash,
-            "violations": [
-                {"promise": v.promise, "at": v.at, "message": v.message} for v in report.violations
-            ],
-        }
-    )

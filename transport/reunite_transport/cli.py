@@ -105,6 +105,7 @@ def main() -> None:
         # A name that the terminal's encoding lacks is shown escaped.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        _add_commands(sys.argv[1:])
         code = app(sys.argv[1:] or ["--help"], prog_name="reunite", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -123,6 +124,18 @@ def main() -> None:
         complain(error.format_message())
         code = 2
     sys.exit(code or 0)
+
+
+def _add_commands(arguments: list[str]) -> None:
+    """Take in the commands of other packages, unless it is one of our own that is wanted."""
+    own = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    if arguments and arguments[0] in own:
+        return
+    # Imported here: it reads mail headers, and most commands need none.
+    from importlib.metadata import entry_points
+
+    for each in entry_points(group="reunite.commands"):
+        app.command(each.name)(each.load())
 
 
 def _show_version(wanted: bool) -> None:

@@ -124,8 +124,25 @@ def test_a_copied_file_forks_and_goes_on_under_a_new_id() -> None:
             assert welcome.verdict is Verdict.FORK
             assert (await copy.greet(hello(2))).verdict is Verdict.CONTINUE
             await copy.pull()
-            await copy.say(push(1, todo(2, 2, "bread")))
+            await copy.say(replace(push(1, todo(2, 2, "bread")), nonce=b"another8"))
             assert (await copy.next(Commit)).acknowledged == (1,)
+
+    asyncio.run(scenario())
+
+
+def test_a_copied_file_that_pushes_what_its_twin_has_pushed_hears_that_it_is_in() -> None:
+    async def scenario() -> None:
+        async with running() as world:
+            original = await world.live(1)
+            await original.say(push(1, todo(1, 1, "milk")))
+            await original.next(Commit)
+            copy = await world.connect()
+            await copy.greet(hello(2))
+            await copy.pull()
+            await copy.say(push(1, todo(2, 1, "milk")))
+            assert (await copy.next(Known)).pairs == ((1, 2),)
+            await copy.say(push(2, todo(2, 2, "bread")))
+            assert (await copy.next(Commit)).acknowledged == (2,)
 
     asyncio.run(scenario())
 
