@@ -1,0 +1,203 @@
+"""Canaries: engines that are broken on purpose, each in one way that has lost data somewhere.
+
+A checker that has never failed proves nothing. Every canary must be caught by some checker within
+`SEEDS_MAX` seeds; the tests pin a seed that catches each.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
+from unittest.mock import patch
+
+from reunite import fold, inbox, outbox, verdicts
+from reunite.document import Document
+from reunite.payload import StatedRows, Statement
+from reunite.replica import Replica
+from reunite.state import State
+from reunite_transport.messages import Verdict
+from reunite_transport.relay import service, sqlite_store
+from reunite_transport.relay.commit import Changeset, Outcome, commit_batch
+from reunite_transport.relay.flusher import Flusher
+from reunite_transport.relay.sqlite_store import SqliteStore
+from reunite_transport.relay.store import FeedPage, Greeting, Store, StoreError
+
+SEEDS_MAX: Final = 200
+
+Canary: TypeAlias = Callable[[], AbstractContextManager[object]]
+
+
+@contextmanager
+def acknowledges_before_commit() -> Iterator[None]:
+    """The relay says that a batch is in, and then the commit fails."""
+    count = 0
+
+    async def commit(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
+        nonlocal count
+        count += 1
+        if count % 25:
+            return await commit_batch(store, batch, token)
+        real = type(store).begin
+
+        def begin(self: Store) -> Any:
+            return _undone(real(self))
+
+        with patch.object(type(store), "begin", begin):
+            return await commit_batch(store, batch, token)
+
+    class Hasty(Flusher):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named, commit=commit)
+
+    with patch.object(service, "Flusher", Hasty):
+        yield
+
+
+class _undone:
+    """A transaction whose block ends as if all were well, and is rolled back."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    async def __aenter__(self) -> Any:
+        return await self._real.__aenter__()
+
+    async def __aexit__(self, *_error: object) -> bool:
+        error = StoreError("lost")
+        with suppress(StoreError):
+            await self._real.__aexit__(StoreError, error, None)
+        return True
+
+
+def forgets_what_is_in() -> AbstractContextManager[object]:
+    """A reconnect does not hear which of its changesets are in."""
+    real = SqliteStore.greet
+
+    async def greet(self: SqliteStore, *arguments: Any) -> Greeting:
+        return replace(await real(self, *arguments), known=())
+
+    return patch.object(SqliteStore, "greet", greet)
+
+
+def drops_a_row() -> AbstractContextManager[object]:
+    """One row in some hundred that the relay states is not taken in."""
+    count = 0
+    real = Replica.receive
+
+    def receive(self: Replica, statement: Statement, **named: Any) -> bool:
+        nonlocal count
+        rows = []
+        for section in statement.rows:
+            count += len(section.keys)
+            if count > 150:
+                count = 0
+                section = StatedRows(section.table, section.keys[1:], section.documents[1:])
+            rows.append(section)
+        return real(self, statement._replace(rows=rows), **named)
+
+    return patch.object(Replica, "receive", receive)
+
+
+def moves_the_cursor_past_the_head() -> AbstractContextManager[object]:
+    """A complete page says that it holds a commit more than it does."""
+    real = SqliteStore.page
+
+    async def page(self: SqliteStore, *arguments: Any, **named: Any) -> FeedPage:
+        found = await real(self, *arguments, **named)
+        ahead = found.complete and found.seq % 7 == 6
+        return replace(found, seq=found.seq + 1) if ahead else found
+
+    return patch.object(SqliteStore, "page", page)
+
+
+def applies_half_of_a_commit() -> AbstractContextManager[object]:
+    """A commit's second half shows with the next one."""
+    left: dict[int, list[StatedRows]] = {}
+    real = Replica.receive
+
+    def receive(self: Replica, statement: Statement, **named: Any) -> bool:
+        rows = [*left.pop(id(self), []), *statement.rows]
+        if statement.complete and len(rows) == 1 and len(rows[0].keys) > 1:
+            (section,) = rows
+            half = len(section.keys) // 2
+            left[id(self)] = [
+                StatedRows(section.table, section.keys[half:], section.documents[half:])
+            ]
+            rows = [StatedRows(section.table, section.keys[:half], section.documents[:half])]
+        return real(self, statement._replace(rows=rows), **named)
+
+    return patch.object(Replica, "receive", receive)
+
+
+@contextmanager
+def stamps_by_the_wall_clock() -> Iterator[None]:
+    """An edit's stamp is what the clock said, whatever it had seen and however wrong it is."""
+
+    def edit_time(recorded_ms: int, _offset_ms: int, _seen: int) -> int:
+        return max(recorded_ms << 16, 1)
+
+    with patch.object(fold, "edit_time", edit_time), patch.object(outbox, "edit_time", edit_time):
+        yield
+
+
+def keeps_its_replica_id() -> AbstractContextManager[object]:
+    """A copied file goes on under the id of its original."""
+    real = verdicts.rejoin
+
+    def rejoin(state: State, known: Sequence[tuple[int, int]]) -> None:
+        replica = state.meta.replica
+        real(state, known)
+        state.meta.replica = replica
+        state.save("replica")
+
+    return patch.object(verdicts, "rejoin", rejoin)
+
+
+def shows_without_merging() -> AbstractContextManager[object]:
+    """What arrives replaces what is pending in the tables."""
+
+    def merge(stated: Document, _pending: Document) -> Document:
+        return stated
+
+    return patch.object(inbox, "merge", merge)
+
+
+def reverts_by_merging() -> AbstractContextManager[object]:
+    """A refused change is merged with the base instead of taken back."""
+
+    def keep(_state: State, _rows: object, _adopted: object) -> None:
+        return None
+
+    return patch.object(verdicts, "_revert", keep)
+
+
+def knows_duplicates_by_number() -> AbstractContextManager[object]:
+    """A reconnect's changesets are in if their numbers are, whatever they hold."""
+
+    def compared(
+        acknowledged: int,
+        _last: int,
+        nonces: Sequence[bytes],
+        accepted: Sequence[tuple[int, bytes, int]],
+    ) -> tuple[Verdict, tuple[tuple[int, int], ...]]:
+        numbers = range(acknowledged + 1, acknowledged + 1 + len(nonces))
+        return Verdict.CONTINUE, tuple((n, seq) for n, _, seq in accepted if n in numbers)
+
+    return patch.object(sqlite_store, "compared", compared)
+
+
+CANARIES: Final[Mapping[str, Canary]] = {
+    canary.__name__.replace("_", "-"): canary
+    for canary in (
+        acknowledges_before_commit,
+        forgets_what_is_in,
+        drops_a_row,
+        moves_the_cursor_past_the_head,
+        applies_half_of_a_commit,
+        stamps_by_the_wall_clock,
+        keeps_its_replica_id,
+        shows_without_merging,
+        reverts_by_merging,
+        knows_duplicates_by_number,
+    )
+}
