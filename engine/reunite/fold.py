@@ -117,7 +117,8 @@ def _parents(table: Table, by_name: Mapping[str, Tracked]) -> Iterator[Parent]:
         }
         names = [places.get(ascii_lower(column.name)) for column in parent.table.key]
         columns = [table.column(name) for name in names if name is not None]
-        if len(columns) == len(places) == len(parent.table.key):
+        # A generated column is in no document.
+        if None not in columns and len(columns) == len(places) == len(parent.table.key):
             yield Parent(
                 parent.id,
                 tuple(

@@ -108,19 +108,20 @@ def _own_parents_first(
     """Entries of a table whose rows refer to rows of it, each after those it refers to. `own` are
     those foreign keys, `cells` is what the entries' rows hold."""
     waiting: dict[Value, list[Entry]] = {}
-    parents: dict[Value, set[Value]] = {}
+    parents: dict[Value, list[Value]] = {}
     for entry, held in zip(entries, cells, strict=True):
         # The key that is referred to is the table's own, so it has as many parts.
         key = key_values(entry.row.key, len(own[0].columns))
         waiting.setdefault(entry.row.key, []).append(entry)
-        parents.setdefault(entry.row.key, set()).update(each.key_of(key, held) for each in own)
+        parents.setdefault(entry.row.key, []).extend(each.key_of(key, held) for each in own)
     ordered: list[Entry] = []
     for first in list(waiting):
         # Depth first, with a list for a stack: a chain of rows can be longer than Python's.
         path = [first]
         while path:
-            before = waiting.keys() & parents.pop(path[-1], set())
-            before.discard(path[-1])
+            before = [
+                key for key in parents.pop(path[-1], ()) if key in waiting and key != path[-1]
+            ]
             if before:
                 path += before
             else:

@@ -255,7 +255,7 @@ class Flusher:
         """Settle each changeset of the batch, publish the commit, then state the bad news: an
         author reads that its earlier changesets are in before it reads that a later one is not."""
         acknowledged: dict[Member, list[int]] = {}
-        repeated: list[tuple[Member, int]] = []
+        repeated: set[Member] = set()
         refusals: list[tuple[Member, Changeset, Refused]] = []
         ignored: list[tuple[Member, bool]] = []
         verdicts = iter(outcome.verdicts)
@@ -271,7 +271,8 @@ class Flusher:
                         acknowledged.setdefault(line.member, []).append(queued.changeset.number)
                     case Repeated():
                         self._settle(line, queued)
-                        repeated.append((line.member, queued.changeset.number))
+                        acknowledged.setdefault(line.member, []).append(queued.changeset.number)
+                        repeated.add(line.member)
                     case Refused():
                         refusals.append((line.member, queued.changeset, verdict))
                         self._end(line)
@@ -286,9 +287,7 @@ class Flusher:
             if not line.queued:
                 self._end(line)
         if outcome.seq is not None:
-            self._hub.publish(outcome.seq, outcome.token, outcome.rows, acknowledged)
-            for member, number in repeated:
-                self._hub.know(member, number, outcome.seq)
+            self._hub.publish(outcome.seq, outcome.token, outcome.rows, acknowledged, repeated)
         for member, changeset, refused in refusals:
             self._hub.reject(
                 member,

@@ -11,7 +11,7 @@ member's `wake` says that its session has something to send.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,9 +111,11 @@ class Hub:
         token: bytes,
         rows: Sequence[CommittedRow],
         acknowledged: Mapping[Member, Sequence[int]],
+        repeated: Collection[Member] = (),
     ) -> None:
         """Tell everybody of a commit of this process, and its authors which of their changesets
-        it holds."""
+        it holds. Those of `repeated` have some that were in before: they are told of all of theirs
+        at once, as numbers have to be known in order, and pull the rows."""
         commit = _Recent(seq, token, rows, sum(map(_size, rows)))
         self._remember(commit)
         for member in self._members():
@@ -121,6 +123,7 @@ class Hub:
             numbers = acknowledged.get(member, ())
             streams = session.live_at == seq - 1
             if numbers:
+                streams = streams and member not in repeated
                 frame = commit.personal(member.replica, numbers) if streams else None
                 session.own_commit(seq, numbers, frame, self.head)
             else:
@@ -175,12 +178,6 @@ class Hub:
             if member is not besides:
                 member.session.registry(self.registry)
                 member.wake()
-
-    def know(self, member: Member, number: int, seq: int) -> None:
-        """Tell an author that a changeset is in, at or below this commit, though not from it."""
-        if self._is_here(member):
-            member.session.known([(number, seq)])
-            member.wake()
 
     def reject(
         self,
