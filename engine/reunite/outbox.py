@@ -7,6 +7,7 @@ payload is frozen until the relay's verdict. A rejected number is used again by 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from reunite.bookkeeping import CHANGESET_ID_STEP, lines_of, save_rows
@@ -86,8 +87,9 @@ def in_dependency_order(state: State, entries: Sequence[Entry]) -> list[Entry]:
         return gone, -table if gone else table
 
     found: list[Entry] = []
-    for (gone, _), run in groupby(sorted(entries, key=place), place):
-        group = list(run)
+    placed = sorted(((place(entry), entry) for entry in entries), key=itemgetter(0))
+    for (gone, _), run in groupby(placed, itemgetter(0)):
+        group = [entry for _, entry in run]
         shape = state.shapes.get(group[0].row.table)
         own = [p for p in shape.parents if p.table == shape.tracked.id] if shape else []
         if own and gone:

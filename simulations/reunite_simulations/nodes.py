@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from reunite.errors import ReuniteError, SyncError
 from reunite.replica import Replica, fold_own, fold_strangers
 from reunite.state import Chance
+from reunite_simulations.network import Socket
 from reunite_transport.client_session import Event
 from reunite_transport.relay.service import Limits, Service, open_service
 from reunite_transport.relay.sqlite_store import SqliteStore, open_sqlite
@@ -365,9 +366,9 @@ class RelayNode:
             task.cancel()
         await asyncio.sleep(0)
 
-    def _accept(self, socket: object) -> None:
+    def _accept(self, socket: Socket) -> None:
         assert self.service is not None
-        task = asyncio.create_task(self.service.attend(socket), name=f"{self.name} connection")  # type: ignore[arg-type]
+        task = asyncio.create_task(self.service.attend(socket), name=f"{self.name} connection")
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
 
