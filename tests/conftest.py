@@ -8,8 +8,13 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from reunite_transport.relay.embedded import EmbeddedPostgres
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("reunite", deadline=None)
+settings.load_profile("reunite")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # The data is thrown away: no test crashes this server's machine.

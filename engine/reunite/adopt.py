@@ -16,7 +16,7 @@ from reunite.bookkeeping import Row, Tracked, lines_of, save_table
 from reunite.capture import capture_all, fetch_text, install, vanished
 from reunite.cells.register import same
 from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
-from reunite.document import Document, decode, encode
+from reunite.document import Document, decode, encode, merge
 from reunite.errors import AdoptionConflict, TableError
 from reunite.fold import Shape, fold
 from reunite.inbox import made_visible
@@ -113,7 +113,8 @@ def match_ids(
 
 
 def reconcile(state: State, choice: Choice | None) -> None:
-    """Compare adopted rows that are not sent yet with what the realm has under their keys.
+    """Compare adopted rows that are not sent yet with what the realm has under their keys. What is
+    offered again (see `refill`) and is there already goes without a word.
 
     Raises AdoptionConflict when rows differ and `choice` is None; the caller's transaction must
     then be rolled back.
@@ -136,7 +137,12 @@ def reconcile(state: State, choice: Choice | None) -> None:
                 kept.append(entry)
                 continue
             base, ours = decode(row.base), decode(entry.document)
+            if entry.kind == Kind.OFFERED and merge(base, ours) != base:
+                kept.append(entry)
+                continue
             stale[entry.row] = row
+            if entry.kind == Kind.OFFERED:
+                continue
             if _same_origin(state.shapes[entry.row.table], base, ours):
                 if _any_equal(base, ours):
                     related.add(entry.row.table)

@@ -78,9 +78,11 @@ class Meta:
     token: bytes = b""
     # 1 when a first load has been completed.
     loaded: int = 0
-    # Where a first load goes on; None when there is none under way.
+    # Where a load goes on, after some rows of the commit that the token names; None when there is
+    # none under way.
     load_seq: int | None = None
     load_within: bytes | None = None
+    load_token: bytes | None = None
     # How far this machine's clock is ahead of the relay's, as last measured.
     offset_ms: int = 0
     # The last id given to a column that the registry had not numbered.

@@ -21,7 +21,7 @@ from reunite.capture import (
     last_captured,
 )
 from reunite.cells.register import Register, Value, same
-from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
+from reunite.clock import FLOOR, NEVER, edit_time, replica_of, stamp, time_of
 from reunite.document import (
     DOCUMENT_BYTES_MAX,
     EMPTY,
@@ -319,7 +319,6 @@ def fold_row(
                 if image and image != ABSENT
                 else None
             )
-    base_time = time_of(latest_stamp(row.base)) if row.base else 0
     # The stamp is above all that the row has, so what the edit says is what the join has.
     merged = Document(
         min(document.born, delta.born) if delta.born else document.born,
@@ -334,10 +333,19 @@ def fold_row(
     else:
         data = encode(delta)
     return Folded(
-        Entry(ref, kind, data, recorded_ms, base_time),
+        Entry(ref, kind, data, recorded_ms, _seen(meta, row, known)),
         Row(row.base, encode(merged), pack_image(image), changeset, merged.alive, None),
         causes,
     )
+
+
+def _seen(meta: Meta, row: Row, visible: bytes) -> int:
+    """The time of what the relay had stated of a row when it was edited. While that is offered to
+    a restored relay it is no base, and is known by a stamp that another replica made."""
+    if row.base is not None:
+        return time_of(latest_stamp(row.base))
+    latest = latest_stamp(visible)
+    return time_of(latest) if replica_of(latest) != meta.replica else 0
 
 
 def _mark(meta: Meta, recorded_ms: int, latest: bytes) -> bytes:

@@ -92,8 +92,8 @@ def forget_waiting(state: State) -> None:
             )
     if lines and lines[-1][1] == 1:
         state.conn.execute("DELETE FROM _reunite_inbox")
-        state.meta.load_seq = state.meta.load_within = None
-        state.save("load_seq", "load_within")
+        state.meta.load_seq = state.meta.load_within = state.meta.load_token = None
+        state.save("load_seq", "load_within", "load_token")
 
 
 def know(state: State, pairs: Iterable[tuple[int, int]]) -> None:
@@ -274,10 +274,11 @@ def _move_cursor(state: State, statement: Statement, within: bytes) -> None:
     meta = state.meta
     if statement.complete:
         meta.seq, meta.token, meta.loaded = statement.seq, statement.token, 1
-        meta.load_seq = meta.load_within = None
+        meta.load_seq = meta.load_within = meta.load_token = None
         meta.last_sync_ms = state.now_ms
     else:
         meta.load_seq, meta.load_within = statement.seq, within
+        meta.load_token = statement.token
     state.save()
 
 

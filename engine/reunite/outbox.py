@@ -64,13 +64,21 @@ def add(
     the last, where a large loose one becomes several in the room before it."""
     if not entries:
         return
-    parts = list(_parts(in_dependency_order(state, entries))) if loose else [list(entries)]
-    room = CHANGESET_ID_STEP // len(parts)
-    for index, part in enumerate(parts, start=1):
-        number = changeset - (len(parts) - index) * room
+    cut = list(parts(in_dependency_order(state, entries))) if loose else [list(entries)]
+    room = CHANGESET_ID_STEP // len(cut)
+    for index, part in enumerate(cut, start=1):
+        number = changeset - (len(cut) - index) * room
         insert(state, number, part, loose=loose, adopting=adopting)
-        if len(parts) > 1:
+        if len(cut) > 1:
             point_lines_at(state, number, [entry.row for entry in part])
+
+
+def deletes(entry: Entry) -> bool:
+    """True for an entry that takes its row away."""
+    if entry.kind not in (Kind.PARTIAL, Kind.OFFERED):
+        return False
+    document = decode(entry.document)
+    return document.deleted != NEVER and not document.alive
 
 
 def in_dependency_order(state: State, entries: Sequence[Entry]) -> list[Entry]:
@@ -83,7 +91,7 @@ def in_dependency_order(state: State, entries: Sequence[Entry]) -> list[Entry]:
 
     def place(entry: Entry) -> tuple[bool, int]:
         table = place_by_id[entry.row.table]
-        gone = entry.kind == Kind.PARTIAL and decode(entry.document).deleted != NEVER
+        gone = deletes(entry)
         return gone, -table if gone else table
 
     found: list[Entry] = []
@@ -290,7 +298,7 @@ def restamp(state: State) -> set[RowRef]:
             recorded_ms = min(entry.recorded_ms, state.now_ms)
             time = edit_time(recorded_ms, state.meta.offset_ms, max(entry.seen, floor))
             document = decode(entry.document)
-            if changeset.number is not None or entry.kind == Kind.ADOPTED:
+            if changeset.number is not None or entry.kind in (Kind.ADOPTED, Kind.OFFERED):
                 chain[entry.row] = max(floor, time_of(document.latest()))
                 fresh.append(entry)
                 continue
@@ -321,7 +329,8 @@ def point_lines_at(state: State, changeset: int, refs: Sequence[RowRef]) -> None
     save_rows(state.conn, [(ref, row._replace(changeset=changeset)) for ref, row in rows.items()])
 
 
-def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+def parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Entries in runs that are small enough for loose changesets."""
     part: list[Entry] = []
     size = 0
     for entry in entries:

@@ -17,11 +17,13 @@ from reunite.schema import Table, from_wire, to_wire
 
 
 class Kind(IntEnum):
-    """What an entry holds: a delta, a complete document, or one that came with a table."""
+    """What an entry holds: a delta, a complete document, one that came with a table, or a document
+    or delta as the relay had it before it was restored, with the stamps that it had."""
 
     PARTIAL = 0
     WHOLE = 1
     ADOPTED = 2
+    OFFERED = 3
 
 
 class RowRef(NamedTuple):
@@ -34,7 +36,8 @@ class RowRef(NamedTuple):
 class Entry(NamedTuple):
     """One row's part of a changeset.
 
-    `document` is encoded, every stamp of it this replica's single one or FLOOR. `recorded_ms` is
+    `document` is encoded, every stamp of it this replica's single one or FLOOR, but for OFFERED
+    ones. `recorded_ms` is
     the local clock at the edit and `seen` the greatest time in the row's base then, so that the
     stamp can be made again. `derived` names the parent whose deletion changed this row.
     """

@@ -47,6 +47,55 @@ def take_registry(state: State, tables: Sequence[Table]) -> None:
     apply_rows(state, lines_of(state.conn, joined))
 
 
+def forget(state: State, tables: Sequence[Table]) -> None:
+    """Take back the numbers that a restored relay's registry no longer gives, or gives to others:
+    what has them here is described again. Cells of columns that this file does not have go with
+    their numbers; the files that have the column bring them."""
+    by_id = {table.id: table for table in tables}
+    state.tables = dict(state.tables)
+    for known in list(state.tables.values()):
+        if known.remote is None:
+            continue
+        now = by_id.get(known.remote.id)
+        if now is not None and ascii_lower(now.name) != ascii_lower(known.remote.name):
+            now = None
+        names = {column.id: column.name for column in now.columns} if now else {}
+        stale = [c.id for c in known.remote.columns if names.get(c.id) != c.name]
+        if now is not None and not stale:
+            continue
+        if not known.tracked and now is None:
+            # Documents without a table: nobody but the relay could say what they are.
+            _drop(state, known.id)
+            continue
+        moved: dict[int, int | None] = dict.fromkeys(map(cell_key, stale))
+        ids = {column.name: column.id for column in known.table.columns}
+        for column in known.table.columns:
+            if column.id in stale:
+                state.meta.provisional += 1
+                ids[column.name] = state.meta.provisional
+                moved[cell_key(column.id)] = cell_key(state.meta.provisional)
+        table = known.table.renumbered(ids) if known.tracked else known.table
+        changed = replace(known, table=table, remote=now)
+        save_table(state.conn, changed)
+        state.tables[known.id] = changed
+        _rekey_outbox(state, known.id, moved)
+        _rekey_rows(state, known.id, moved)
+    state.save("provisional")
+    state.tables_changed()
+
+
+def _drop(state: State, table: int) -> None:
+    del state.tables[table]
+    state.conn.execute("DELETE FROM _reunite_tables WHERE id = ?", (table,))
+    state.conn.execute("DELETE FROM _reunite_rows WHERE tbl = ?", (table,))
+    for changeset in outbox.everything(state.conn):
+        kept = [entry for entry in changeset.entries() if entry.row.table != table]
+        if not kept:
+            outbox.remove(state.conn, changeset.id)
+        elif len(kept) < len(changeset.entries()):
+            outbox.replace_entries(state, changeset.id, kept)
+
+
 def undescribed(state: State) -> list[Table]:
     """The tracked tables that the registry lacks, or lacks columns of, parents first."""
     return parents_first(
@@ -150,21 +199,26 @@ def _renumber(state: State, known: Tracked, remote: Table) -> set[RowRef]:
         if (now := table.column(column.name)) is not None
     }
     save_table(state.conn, replace(known, table=table, remote=remote))
-    moved = {cell_key(old): cell_key(new) for old, new in ids.items() if old != new}
+    moved: dict[int, int | None] = {
+        cell_key(old): cell_key(new) for old, new in ids.items() if old != new
+    }
     if not moved:
         return set()
     _rekey_outbox(state, known.id, moved)
     return _rekey_rows(state, known.id, moved)
 
 
-def _rekeyed(document: Document, moved: dict[int, int]) -> Document:
+def _rekeyed(document: Document, moved: Mapping[int, int | None]) -> Document:
+    """The document with cells under other keys, and without those that have none any more."""
     stays = {key: cell for key, cell in document.cells.items() if key not in moved}
-    goes = {moved[key]: cell for key, cell in document.cells.items() if key in moved}
+    goes = {
+        new: cell for key, cell in document.cells.items() if (new := moved.get(key)) is not None
+    }
     # Cells of one column that came under both numbers are of one column.
     return merge(document._replace(cells=stays), document._replace(cells=goes))
 
 
-def _rekey_rows(state: State, table: int, moved: dict[int, int]) -> set[RowRef]:
+def _rekey_rows(state: State, table: int, moved: Mapping[int, int | None]) -> set[RowRef]:
     lines = []
     joined = set()
     kept_before = set(moved.values()) - moved.keys()
@@ -174,7 +228,11 @@ def _rekey_rows(state: State, table: int, moved: dict[int, int]) -> set[RowRef]:
     ).fetchall():
         seen = unpack_image(image)
         if seen is not None and seen != ABSENT:
-            seen = {moved.get(cell, cell): value for cell, value in seen.items()}
+            seen = {
+                new: value
+                for cell, value in seen.items()
+                if (new := moved.get(cell, cell)) is not None
+            }
         row = Row(
             # What the relay stated is numbered by the registry already.
             base,
@@ -190,7 +248,7 @@ def _rekey_rows(state: State, table: int, moved: dict[int, int]) -> set[RowRef]:
     return joined
 
 
-def _rekey_outbox(state: State, table: int, moved: dict[int, int]) -> None:
+def _rekey_outbox(state: State, table: int, moved: Mapping[int, int | None]) -> None:
     for changeset in outbox.pending(state.conn):
         entries = changeset.entries()
         fresh = [

@@ -27,7 +27,7 @@ def record_entry(
     elif document.deleted != NEVER:
         kind = "delete"
     else:
-        kind = "insert" if entry.kind == Kind.WHOLE else "update"
+        kind = "insert" if document.born != NEVER else "update"
     name_by_key = {cell_key(column.id): column.name for column in tracked.table.columns}
     values = {name_by_key.get(key, f"#{key >> 3}"): cell[1] for key, cell in document.cells.items()}
     _insert(conn, tracked, entry.row.key, kind, reason, message, values, now_ms)

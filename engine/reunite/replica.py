@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from reunite import adopt, inbox, outbox, registry, verdicts
-from reunite.bookkeeping import Tracked, is_prepared, prepare
+from reunite import adopt, inbox, outbox, refill, registry, verdicts
+from reunite.bookkeeping import Meta, Tracked, is_prepared, prepare
 from reunite.capture import last_captured
 from reunite.clock import OFFSET_MS_MIN
 from reunite.errors import FormatError, RealmMismatch, SyncError, UsageError
@@ -261,8 +261,7 @@ class Replica:
                 meta.replica,
                 meta.acknowledged,
                 tuple(outbox.nonces(state.conn, NONCES_LISTED_MAX)),
-                meta.seq if meta.loaded else 0,
-                meta.token if meta.loaded else b"",
+                *_furthest(meta),
             )
 
     def welcome(
@@ -278,12 +277,7 @@ class Replica:
         with self.transaction() as state:
             fold_strangers(state)
             meta = state.meta
-            if meta.realm is not None and meta.realm != realm:
-                raise RealmMismatch(
-                    f"this file belongs to realm {meta.realm.hex()} and the relay serves"
-                    f" {realm.hex()}; sync with the relay it was synced with, or use a new file",
-                    "realm",
-                )
+            _check_realm(meta, realm)
             meta.realm = realm
             state.save("realm")
             offset_ms = offset_ms if abs(offset_ms) >= OFFSET_MS_MIN else 0
@@ -299,6 +293,14 @@ class Replica:
                 verdicts.mark_known(state, known, counted_from=meta.acknowledged)
                 meta.acknowledged = max(number for number, _ in known)
                 state.save("acknowledged")
+
+    def refill(self, *, realm: bytes, tables: Sequence[Table]) -> int:
+        """The relay was restored from a backup: make ready to offer what it had stated, and greet
+        again. Returns the number of rows. Raises RealmMismatch."""
+        with self.transaction() as state:
+            fold_strangers(state)
+            _check_realm(state.meta, realm)
+            return refill.refill(state, tables)
 
     def take_registry(self, tables: Sequence[Table]) -> list[Table]:
         """Take over the realm's tables; returns those that the relay lacks, parents first."""
@@ -401,6 +403,23 @@ def _ref(state: State, table: int, key: bytes) -> RowRef:
     if tracked is None:
         raise FormatError(f"a row of table {table}, which the registry does not have")
     return RowRef(tracked.id, stored_key(unpack_key(key)))
+
+
+def _furthest(meta: Meta) -> tuple[int, bytes]:
+    """The last commit of the relay's that the file knows, so that the relay can tell whether it
+    still has it: where a load goes on, or the cursor."""
+    if meta.load_seq is not None and meta.load_token:
+        return meta.load_seq, meta.load_token
+    return (meta.seq, meta.token) if meta.loaded else (0, b"")
+
+
+def _check_realm(meta: Meta, realm: bytes) -> None:
+    if meta.realm is not None and meta.realm != realm:
+        raise RealmMismatch(
+            f"this file belongs to realm {meta.realm.hex()} and the relay serves"
+            f" {realm.hex()}; sync with the relay it was synced with, or use a new file",
+            "realm",
+        )
 
 
 def fold_strangers(state: State) -> bool:

@@ -25,6 +25,8 @@ CLOCK_AHEAD: Final = "clock-ahead"
 # The relay lacks the row that an entry adds to: it is sent whole.
 NEED_WHOLE: Final = "need-whole"
 DEPENDS_ON: Final = "depends-on"
+# The relay was restored from a backup, and what came after it is not wanted back.
+EXPIRED: Final = "expired"
 
 
 class Rejection(NamedTuple):
@@ -54,9 +56,11 @@ def reject(
         restamp(state)
         return []
     entries = changeset.entries()
-    if reason == NEED_WHOLE and any(entry.kind == Kind.PARTIAL for entry in entries):
+    if reason == NEED_WHOLE and any(_is_delta(entry) for entry in entries):
         _send_whole(state, changeset, entries, set(rows))
         return []
+    if reason == EXPIRED:
+        return _give_up(state, changeset, reason, message)
     if changeset.loose and changeset.attempts == 0 and _move_to_end(state, changeset, entries):
         return []
     if changeset.loose and len(entries) > 1:
@@ -110,19 +114,16 @@ def _send_whole(
     for entry in entries:
         row = lines[entry.row]
         visible = decode(row.document) if row.document else None
-        if (
-            entry.row in lacking
-            and entry.kind == Kind.PARTIAL
-            and visible is not None
-            and visible.alive
-        ):
-            document = decode(entry.document)
-            entry = entry._replace(
-                kind=Kind.WHOLE, document=encode(whole(merge(visible, document), document.latest()))
-            )
+        if entry.row in lacking and _is_delta(entry) and visible is not None and visible.alive:
+            full = merge(visible, decode(entry.document))
+            if entry.kind == Kind.OFFERED:
+                entry = entry._replace(document=encode(full))
+            else:
+                mark = decode(entry.document).latest()
+                entry = entry._replace(kind=Kind.WHOLE, document=encode(whole(full, mark)))
         fresh.append(entry)
     if list(entries) == fresh:
-        _give_up(state, changeset, NEED_WHOLE, "the relay no longer has the row that this deletes")
+        _give_up(state, changeset, NEED_WHOLE, "the relay no longer has the row")
         return
     outbox.replace_entries(state, changeset.id, fresh)
     rebuild(state, lines)
@@ -135,7 +136,8 @@ def _split(state: State, changeset: Changeset, entries: Sequence[Entry]) -> None
     before: int | None = state.conn.execute(
         "SELECT max(id) FROM _reunite_changesets WHERE id < ?", (changeset.id,)
     ).fetchone()[0]
-    room = changeset.id - max(before or 0, changeset.id - CHANGESET_ID_STEP)
+    least = changeset.id - CHANGESET_ID_STEP
+    room = changeset.id - (least if before is None else max(before, least))
     outbox.remove(state.conn, changeset.id)
     first = changeset.id - room // 2
     for number, half in ((first, ordered[:middle]), (changeset.id, ordered[middle:])):
@@ -174,7 +176,7 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
     rejections = []
     dropped: list[Entry] = []
     kept_adopted: dict[RowRef, Entry] = {}
-    gone = {entry.row for entry in changeset.entries() if entry.kind == Kind.WHOLE}
+    gone = {entry.row for entry in changeset.entries() if _is_complete(entry)}
     lines = lines_of(state.conn, {entry.row for entry in changeset.entries()})
     gone = {ref for ref in gone if not _lives(lines[ref].base)}
     for entry in changeset.entries():
@@ -188,8 +190,8 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
         entries = later.entries()
         adjusted = [_on_adopted(state, entry, kept_adopted) for entry in entries]
         # A delete of what is gone has what it wanted.
-        adjusted = [e for e in adjusted if not (e.row in gone and _deletes(e))]
-        lost = [e for e in adjusted if e.row in gone and e.kind == Kind.PARTIAL]
+        adjusted = [e for e in adjusted if not (e.row in gone and outbox.deletes(e))]
+        lost = [e for e in adjusted if e.row in gone and _is_delta(e)]
         if lost and not later.loose:
             rejections.append(
                 _record(
@@ -201,7 +203,7 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
             )
             dropped += adjusted
             outbox.remove(state.conn, later.id)
-            gone |= {e.row for e in adjusted if e.kind == Kind.WHOLE}
+            gone |= {e.row for e in adjusted if _is_complete(e)}
             continue
         if lost:
             rejections.append(
@@ -211,7 +213,7 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
             )
             dropped += lost
             adjusted = [entry for entry in adjusted if entry not in lost]
-        gone -= {e.row for e in adjusted if e.kind == Kind.WHOLE}
+        gone -= {e.row for e in adjusted if _is_complete(e)}
         if adjusted != entries:
             outbox.replace_entries(state, later.id, adjusted)
     _revert(state, {entry.row for entry in dropped}, kept_adopted)
@@ -225,8 +227,16 @@ def _came_with_its_table(entry: Entry) -> bool:
     )
 
 
-def _deletes(entry: Entry) -> bool:
-    return entry.kind == Kind.PARTIAL and decode(entry.document).deleted != NEVER
+def _is_delta(entry: Entry) -> bool:
+    return entry.kind == Kind.PARTIAL or (
+        entry.kind == Kind.OFFERED and decode(entry.document).born == NEVER
+    )
+
+
+def _is_complete(entry: Entry) -> bool:
+    return entry.kind == Kind.WHOLE or (
+        entry.kind == Kind.OFFERED and decode(entry.document).born != NEVER
+    )
 
 
 def _lives(base: bytes | None) -> bool:

@@ -47,7 +47,7 @@ def acknowledges_before_commit() -> Iterator[None]:
 
     class Hasty(Flusher):
         def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named, commit=commit)
+            super().__init__(*arguments, **(named | {"commit": commit}))
 
     with patch.object(service, "Flusher", Hasty):
         yield

@@ -64,6 +64,10 @@ CREATE_HELP: Final = (
 )
 INSECURE_HELP: Final = "Allow a --host that other machines can reach; whoever can may change all."
 TABLES_HELP: Final = "The tables to take in."
+RESTORE_HELP: Final = (
+    "When the database was restored from a backup: take back what files know of later commits, or"
+    " not (they keep it in reunite_rejected)."
+)
 URL_HELP: Final = "The relay's address, such as ws://127.0.0.1:8800."
 ONCE_HELP: Final = "Stop when all is sent and received."
 ADOPT_HELP: Final = (
@@ -94,6 +98,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a 
 
 # Whose rows count where this file and the relay brought different ones.
 Adopt = StrEnum("Adopt", ["THEIRS", "OURS"])
+AfterRestore = StrEnum("AfterRestore", ["REFILL", "DISCARD"])
 
 
 def main() -> None:
@@ -173,6 +178,7 @@ def relay(
         bool | None,
         typer.Option("--create-tables/--no-create-tables", help=CREATE_HELP, show_default=False),
     ] = None,
+    after_restore: Annotated[AfterRestore, typer.Option(help=RESTORE_HELP)] = AfterRestore.REFILL,
     insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE_HELP)] = False,
     as_json: Json = False,
 ) -> None:
@@ -203,6 +209,7 @@ def relay(
             host=host,
             port=port,
             create_tables=create_tables,
+            refill=after_restore is AfterRestore.REFILL,
             insecure=insecure,
         ) as running:
             shown = {"url": running.url, "postgres": run.without_password(running.postgres)}

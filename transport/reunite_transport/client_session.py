@@ -51,14 +51,19 @@ WINDOW_BYTES: Final = 4 << 20
 WELCOME_MS_MAX: Final = 30_000
 
 # Answers after which trying again by itself cannot help: a person has to act.
-FATAL_CODES: Final = frozenset(
-    {"version", "realm", "unknown-table", "schema", "restored", "adoption"}
-)
+FATAL_CODES: Final = frozenset({"version", "realm", "unknown-table", "schema", "adoption"})
 
 
 @dataclass(frozen=True, slots=True)
 class Welcomed:
     """The relay knows us. `rows` is about how many rows a first load will bring."""
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refilling:
+    """The relay was restored from a backup. Of these `rows` it gets those that it lost."""
 
     rows: int
 
@@ -117,7 +122,15 @@ class Ended:
 
 
 Event: TypeAlias = (
-    Welcomed | TablesChanged | Received | Live | Acknowledged | GaveUp | BarrierReached | Ended
+    Welcomed
+    | Refilling
+    | TablesChanged
+    | Received
+    | Live
+    | Acknowledged
+    | GaveUp
+    | BarrierReached
+    | Ended
 )
 
 
@@ -256,6 +269,11 @@ class ClientSession:
     def _on_welcome(self, message: Welcome) -> None:
         # The relay read its clock between our two readings, about halfway.
         offset_ms = (message.sent_ms + self._now_ms) // 2 - message.now_ms
+        if message.verdict == Verdict.LOST:
+            rows = self._replica.refill(realm=message.realm, tables=message.tables)
+            self._events.append(Refilling(rows))
+            self._greet()
+            return
         fork = message.verdict == Verdict.FORK
         self._replica.welcome(
             realm=message.realm, offset_ms=offset_ms, fork=fork, known=message.known

@@ -49,8 +49,9 @@ A section is the rows of one table, in columns: `[table, keys, documents]`, and 
 `[table, keys, documents, kinds, derived]`. `table` is the registry's id, a key is the msgpack
 array of the key's values (see `reunite.keys`), a document its bytes (see `reunite.document`);
 both pass through untouched. `kinds` says for each row PARTIAL (a delta), WHOLE (a complete
-document), or ADOPTED (a complete document that came with a table); `derived` lists
-`[index, table, key]` for rows that a foreign key action changed because that parent was deleted.
+document), ADOPTED (a complete document that came with a table), or OFFERED (what the relay had
+before it was restored, with the stamps that it had); `derived` lists `[index, table, key]` for rows
+that a foreign key action changed because that parent was deleted.
 
 Reasons of Rejected: `constraint`, `forbidden`, `clock-ahead`, `need-whole`, `key-taken`,
 `expired`, `depends-on`, `too-large`, `invalid`.
@@ -94,6 +95,7 @@ class EntryKind(IntEnum):
     PARTIAL = 0
     WHOLE = 1
     ADOPTED = 2
+    OFFERED = 3
 
 
 class Verdict(StrEnum):
@@ -102,6 +104,8 @@ class Verdict(StrEnum):
     CONTINUE = "continue"
     # The pending nonces do not fit what the relay has: the file was copied or restored.
     FORK = "fork"
+    # The client knows commits that the relay does not: the relay was restored from a backup.
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +131,9 @@ class Entries:
 @dataclass(frozen=True, slots=True)
 class Hello:
     """The client's first word. `acknowledged` is its highest resolved changeset number, `nonces`
-    those of its pending changesets in order (numbers follow on), `seq` and `token` its cursor
-    (0 and no bytes before the first load), `sent_ms` its clock."""
+    those of its pending changesets in order (numbers follow on), `seq` and `token` the last commit
+    that it knows, its cursor or the place of a load (0 and no bytes before the first), `sent_ms`
+    its clock."""
 
     version: int
     capabilities: tuple[str, ...]
@@ -208,8 +213,9 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows in order of (seq, row). (`seq`, `within`) is where the next Pull goes on. `complete`
-    says that nothing was left when it was read: then (`seq`, `token`) is the new cursor."""
+    """Rows in order of (seq, row). (`seq`, `within`) is where the next Pull goes on, and `token`
+    that commit's. `complete` says that nothing was left when it was read: then (`seq`, `token`) is
+    the new cursor."""
 
     sections: tuple[Section, ...]
     seq: int

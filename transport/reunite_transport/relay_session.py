@@ -209,10 +209,11 @@ class RelaySession:
     # What the driver answers
 
     def welcome(self, greeting: Greeting, *, realm: bytes, registry: Sequence[Table]) -> None:
-        """Answer a Hello. After the verdict `fork` only another Hello may follow."""
+        """Answer a Hello. After another verdict than `continue` only another Hello may
+        follow."""
         if self.closed or self._hello is None:
             return
-        self._open = greeting.verdict is not Verdict.FORK
+        self._open = greeting.verdict is Verdict.CONTINUE
         self._send(
             Welcome(
                 version=VERSION,

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from reunite import Database, SyncError
 from reunite.adopt import Choice
-from reunite_transport.client_session import Acknowledged, Event, GaveUp, Received
+from reunite_transport.client_session import Acknowledged, Event, GaveUp, Received, Refilling
 from reunite_transport.console import complain, console, counted, plain, print_json, shown_key
 from reunite_transport.sync import Sync
 
@@ -70,6 +70,7 @@ class Watch:
         self.sent = 0
         self.received = 0
         self.rejections: list[GaveUp] = []
+        self._refilled: int | None = None
         self._patience = patience
         self._clock = clock
         self._printed = 0
@@ -83,6 +84,8 @@ class Watch:
             self.sent += event.count
         elif isinstance(event, GaveUp):
             self.rejections.append(event)
+        elif isinstance(event, Refilling):
+            self._refilled = event.rows
 
     async def until_caught_up(self, running: Sync, *, first_load: bool) -> None:
         """Wait for everything up to now. Raises SyncError when sync stops, or gets nowhere."""
@@ -114,6 +117,12 @@ class Watch:
     def _say(self, running: Sync) -> None:
         """One line on stderr for each changeset that was given up, and, unless that is how it
         will end anyway, one for what keeps sync from going on."""
+        if self._refilled is not None:
+            complain(
+                "the relay was restored from a backup; what it lost of"
+                f" {counted(self._refilled, 'row')} is offered to it again"
+            )
+            self._refilled = None
         for given_up in self.rejections[self._printed :]:
             rows = ", ".join(f"{table} {shown_key(key)}" for table, key in given_up.rows[:3])
             rows += f" and {len(given_up.rows) - 3} more" if len(given_up.rows) > 3 else ""

@@ -18,7 +18,6 @@ from reunite_transport.relay.store import (
     Accepted,
     FeedPage,
     Greeting,
-    HistoryLost,
     RowChange,
     RowId,
     Standing,
@@ -71,11 +70,10 @@ class MemoryStore:
         """Raise the term and compare histories."""
         self._fail()
         async with self._head_lock:
-            if self.token_by_seq.get(seq, b"nothing") != token:
-                raise HistoryLost(f"commit {seq} is not known here")
             standing = self._standings.get(replica, Standing(0, 0))
-            if acknowledged > standing.last:
-                raise HistoryLost(f"changeset {acknowledged} is not known here")
+            known_commit = self.token_by_seq.get(seq, b"nothing") == token
+            if not known_commit or acknowledged > standing.last:
+                return Greeting(0, Verdict.LOST, (), self._head, self.now_ms, 0)
             accepted = [
                 (number, nonce, in_seq)
                 for (author, number), (nonce, in_seq) in sorted(self._changesets.items())
@@ -121,7 +119,11 @@ class MemoryStore:
         if len(taken) == len(places):
             return FeedPage(sections, self._head, b"", True, self.token_by_seq[self._head])
         end, table, key = taken[-1][0]
-        return FeedPage(sections, end, table.to_bytes(4, "big") + key, False, b"")
+        mark = table.to_bytes(4, "big") + key
+        return FeedPage(sections, end, mark, False, self.token_by_seq[end])
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit."""

@@ -16,6 +16,7 @@ from reunite_transport.relay.commit import (
     Ignored,
     Refused,
     Taken,
+    commit_batch,
 )
 from tests.contracts.pushes import (
     A,
@@ -26,7 +27,7 @@ from tests.contracts.pushes import (
     entries,
     inserted,
 )
-from tests.transport.relay.test_commit import Realm, person, run
+from tests.transport.relay.test_commit import TOKEN, Realm, person, run
 
 
 def test_a_merge_that_no_client_could_take_is_refused(
@@ -130,7 +131,7 @@ def invalid(r: Realm) -> dict[str, Changeset]:
         "no key": changeset(A, 1, replace(own, keys=(b"x",))),
         "a key of two parts": changeset(A, 1, replace(own, keys=(pack_key((1, 2)),))),
         "a null key": changeset(A, 1, replace(own, keys=(pack_key((None,)),))),
-        "an unknown kind": changeset(A, 1, replace(own, kinds=(3,))),
+        "an unknown kind": changeset(A, 1, replace(own, kinds=(4,))),
         "an adopted edit": changeset(A, 1, replace(own, kinds=(EntryKind.ADOPTED,))),
         "derived from no table": changeset(A, 1, replace(own, derived=((0, 9, b"\x91\x01"),))),
     }
@@ -143,6 +144,33 @@ def test_what_breaks_the_rules_is_refused_as_invalid(postgres_url: str) -> None:
             assert isinstance(verdict, Refused), what
             assert verdict.reason == "invalid", (what, verdict)
         assert await r.store.head() == (0, b"")
+
+    run(postgres_url, scenario)
+
+
+def test_what_is_offered_again_keeps_the_stamps_that_it_had(postgres_url: str) -> None:
+    async def scenario(r: Realm) -> None:
+        of_b = person(at(r.now, B))
+        early = edited(at(r.now - 9, B), {3: "half"})
+        for expected, document, refill in (
+            ("expired", of_b, False),
+            ("need-whole", early, True),
+            ("clock-ahead", person(at(r.now + AHEAD_MS_MAX + 60_000, B)), True),
+        ):
+            offered = changeset(A, 1, entries((1, document), kind=EntryKind.OFFERED))
+            outcome = await commit_batch(r.store, [offered], TOKEN, refill=refill)
+            (verdict,) = outcome.verdicts
+            assert isinstance(verdict, Refused)
+            assert verdict.reason == expected
+        offered = changeset(A, 1, entries((1, of_b), kind=EntryKind.OFFERED))
+        outcome = await r.commit(offered)
+        assert outcome.verdicts == (Taken(),)
+        assert [row.document for row in outcome.rows] == [encode(of_b)]
+        # The stamp is not A's own because it was offered once.
+        mixed = entries((1, of_b), kind=EntryKind.OFFERED), entries((1, of_b))
+        (verdict,) = (await r.commit(changeset(A, 2, *mixed))).verdicts
+        assert isinstance(verdict, Refused)
+        assert verdict.reason == "invalid"
 
     run(postgres_url, scenario)
 

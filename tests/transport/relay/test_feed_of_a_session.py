@@ -122,7 +122,7 @@ steps = st.one_of(
 
 
 @given(st.lists(steps, max_size=40))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_a_client_hears_of_every_commit_once_and_in_order(
     schedule: list[tuple[object, ...]],
 ) -> None:

@@ -104,8 +104,11 @@ class Outcome:
     verdicts: tuple[Verdict, ...]
 
 
-async def commit_batch(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
-    """Commit what can be taken of a batch, as one commit with this token.
+async def commit_batch(
+    store: Store, batch: Sequence[Changeset], token: bytes, *, refill: bool = True
+) -> Outcome:
+    """Commit what can be taken of a batch, as one commit with this token. With `refill` false what
+    is offered after a restore is refused.
 
     Raises StoreError when the database fails. It may then be committed all the same; clients that
     connect again learn which of their changesets are in.
@@ -113,7 +116,7 @@ async def commit_batch(store: Store, batch: Sequence[Changeset], token: bytes) -
     async with store.begin() as transaction:
         standings = await transaction.standings(sorted({c.replica for c in batch}))
         tables = {table.id: table for table in transaction.tables}
-        commit = _Commit(transaction, store.replica, tables)
+        commit = _Commit(transaction, store.replica, tables, refill=refill)
         repeated = await transaction.accepted_nonces([c.nonce for c in batch])
         candidates = commit.admit(batch, standings, repeated)
         rows = dict.fromkeys(entry.row for c in candidates for entry in c.entries)
@@ -177,12 +180,18 @@ class _Commit:
     """The state of one arbitration."""
 
     def __init__(
-        self, transaction: StoreTransaction, replica: int, tables: Mapping[int, Table]
+        self,
+        transaction: StoreTransaction,
+        replica: int,
+        tables: Mapping[int, Table],
+        *,
+        refill: bool,
     ) -> None:
         self.verdicts: list[Verdict] = []
         self._transaction = transaction
         self._replica = replica
         self._tables = tables
+        self._refill = refill
         self._now = transaction.now_ms << 16
         self._stored: dict[RowId, bytes] = {}
         self._documents: dict[RowId, Document] = {}
@@ -218,7 +227,9 @@ class _Commit:
                 continue
             seen.add(changeset.nonce)
             try:
-                entries = _checked(changeset, self._tables, self._transaction.now_ms)
+                entries = _checked(
+                    changeset, self._tables, self._transaction.now_ms, refill=self._refill
+                )
             except _Refusal as refusal:
                 self.verdicts[place] = refusal.verdict
                 # No later number fits any more. Whether this verdict stands depends on the
@@ -311,8 +322,8 @@ class _Commit:
         known, drafted = self._documents, draft.documents
         for row, entry, kind, size, derived in candidate.entries:
             before = merged.get(row) or drafted.get(row) or known.get(row)
-            if before is None and kind == EntryKind.PARTIAL:
-                partial = [e.row for e in candidate.entries if e.kind == EntryKind.PARTIAL]
+            if before is None and _is_delta(kind, entry):
+                partial = [e.row for e in candidate.entries if _is_delta(e.kind, e.document)]
                 raise _Refusal(
                     "need-whole",
                     f"{self._row_name(row)} is not known here",
@@ -415,10 +426,17 @@ def _after(verdict: Verdict) -> Verdict | None:
     return verdict if isinstance(verdict, Postponed) else None
 
 
-def _checked(changeset: Changeset, tables: Mapping[int, Table], now_ms: int) -> list[_Entry]:
+def _is_delta(kind: int, document: Document) -> bool:
+    """True for an entry that says too little to make a row of."""
+    return kind == EntryKind.PARTIAL or (kind == EntryKind.OFFERED and document.born == NEVER)
+
+
+def _checked(
+    changeset: Changeset, tables: Mapping[int, Table], now_ms: int, *, refill: bool
+) -> list[_Entry]:
     """The entries of a changeset, each checked by itself. Raises _Refusal."""
     entries: list[_Entry] = []
-    fine = {NEVER, FLOOR}
+    own, offered = {NEVER, FLOOR}, {NEVER, FLOOR}
     for section in changeset.sections:
         table = tables.get(section.table)
         if table is None:
@@ -433,14 +451,22 @@ def _checked(changeset: Changeset, tables: Mapping[int, Table], now_ms: int) -> 
                 raise _Refusal("invalid", f"table {table.name!r}: {error}") from error
             stamps = {document.born, document.edited, document.deleted}
             stamps.update([cell[0] for cell in document.cells.values()])
+            fine = offered if kind == EntryKind.OFFERED else own
             if not stamps <= fine:
                 for found in stamps - fine:
-                    _check_stamp(found, changeset.replica, now_ms)
+                    _check_time(found, now_ms)
+                    if kind != EntryKind.OFFERED and replica_of(found) != changeset.replica:
+                        raise _Refusal("invalid", "a stamp is not the pusher's own")
                 fine |= stamps
             if kind == EntryKind.ADOPTED:
                 if not stamps <= {NEVER, FLOOR} or document.deleted != NEVER:
                     raise _Refusal("invalid", "an adopted row holds an edit")
-            elif kind not in (EntryKind.PARTIAL, EntryKind.WHOLE):
+            elif kind == EntryKind.OFFERED and not refill:
+                raise _Refusal(
+                    "expired",
+                    "the relay was restored from a backup, and what came after it is not wanted",
+                )
+            elif kind not in (EntryKind.PARTIAL, EntryKind.WHOLE, EntryKind.OFFERED):
                 raise _Refusal("invalid", f"an entry is of an unknown kind: {kind!r}")
             size = _size_bound(data, document)
             row = RowId(table.id, key)
@@ -468,9 +494,7 @@ def _check_key(key: bytes, table: Table) -> None:
         raise FormatError("a key has too few or too many parts")
 
 
-def _check_stamp(found: bytes, replica: int, now_ms: int) -> None:
-    if replica_of(found) != replica:
-        raise _Refusal("invalid", "a stamp is not the pusher's own")
+def _check_time(found: bytes, now_ms: int) -> None:
     ahead_ms = (time_of(found) >> 16) - now_ms
     if ahead_ms > AHEAD_MS_MAX:
         raise _Refusal(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from reunite.errors import FormatError, ProtocolError, TableError
 from reunite_transport.messages import FRAME_BYTES_GOAL, FRAME_ROWS_MAX, Hello, Verdict
 from reunite_transport.relay.hub import Member
-from reunite_transport.relay.store import HistoryLost, StoreError, Violation
+from reunite_transport.relay.store import StoreError, Violation
 from reunite_transport.relay_session import (
     BarrierRequested,
     Closed,
@@ -188,24 +188,21 @@ class Connection:
                 "this file was synced with another realm; sync it there, or start from a new file",
             )
             return
-        try:
-            greeting = await relay.ask(
-                lambda: store.greet(
-                    hello.replica, hello.acknowledged, hello.nonces, hello.seq, hello.token
-                )
+        greeting = await relay.ask(
+            lambda: store.greet(
+                hello.replica, hello.acknowledged, hello.nonces, hello.seq, hello.token
             )
-        except HistoryLost as error:
-            self.session.error(
-                "restored",
-                f"{error}. The relay was restored from a backup, or this file is older than what"
-                " it keeps: sync again from a new file, and compare before you delete the old one",
-            )
-            return
+        )
         relay.hub.grow(await relay.ask(store.registry))
         self.session.welcome(greeting, realm=store.realm, registry=relay.hub.registry)
         if self.session.closed:
             return
-        if greeting.verdict is Verdict.FORK:
+        if greeting.verdict is Verdict.LOST:
+            _log.warning(
+                "replica %x knows commit %s, which is not here: the database was restored",
+                *(hello.replica, hello.seq),
+            )
+        if greeting.verdict is not Verdict.CONTINUE:
             # A new Hello follows, under another id; the file that this one was copied from goes on.
             return
         member = Member(self.session, hello.replica, greeting.term, self._to_send.set)

@@ -147,12 +147,13 @@ class Hub:
         others committed.
 
         A head that went back, or another commit under the same number, is a restored database:
-        all sessions end, and their next Hello tells them what to do.
+        all sessions end, and their next Hello tells them what to do. What was read of the
+        registry does not count any more.
         """
         if seq < since or (seq == self.head and self._token not in (None, token)):
             self._end_all("restored", "the relay's database went back to an earlier state")
             self._forget_recent()
-            self.head, self._token = seq, token
+            self.head, self._token, self.registry = seq, token, ()
             return True
         known_token: bytes | None = token
         if token == in_flight:

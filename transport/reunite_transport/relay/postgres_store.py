@@ -41,7 +41,7 @@ from reunite_transport.relay.postgres_registry import read_registry
 from reunite_transport.relay.postgres_rows import RowWriter
 from reunite_transport.relay.postgres_transaction import PostgresTransaction
 from reunite_transport.relay.registry import Registered, grow, ordered
-from reunite_transport.relay.store import FeedPage, Greeting, HistoryLost, StoreError
+from reunite_transport.relay.store import FeedPage, Greeting, StoreError
 
 # Under the head a lock is waited for this long only: everybody else waits behind it.
 LOCK_WAIT_MS: Final = 50
@@ -194,15 +194,14 @@ class PostgresStore:
         own = self._own
         async with self._locked(LOCK_WAIT_MS) as (connection, head):
             with translated():
-                if seq > 0 and not await connection.fetchval(
+                known_commit = seq == 0 or await connection.fetchval(
                     f"SELECT true FROM {own.commits} WHERE seq = $1 AND token = $2", seq, token
-                ):
-                    raise HistoryLost(f"commit {seq} of the client's cursor is not known here")
+                )
                 last = await connection.fetchval(
                     f"SELECT last FROM {own.replicas} WHERE replica = $1", replica
                 )
-                if acknowledged > (last or 0):
-                    raise HistoryLost(f"changeset {acknowledged} was acknowledged and is not here")
+                if not known_commit or acknowledged > (last or 0):
+                    return Greeting(0, Verdict.LOST, (), head["seq"], head["now_ms"], 0)
                 accepted = await connection.fetch(
                     f"SELECT number, nonce, seq FROM {own.changesets}"
                     " WHERE replica = $1 AND number > $2 ORDER BY number",
@@ -260,16 +259,26 @@ class PostgresStore:
             rows = await reader.fetch(
                 _PAGE.format(own=self._own), seq, table, key, rows_max, bytes_max
             )
-        head = rows[0]
-        rows = [row for row in rows if row["tbl"] is not None]
+            head = rows[0]
+            rows = [row for row in rows if row["tbl"] is not None]
+            complete = not rows or len(rows) == rows[0]["found"]
+            end, token = head["head_seq"], head["token"]
+            if not complete:
+                end = rows[-1]["seq"]
+                token = await reader.fetchval(
+                    f"SELECT token FROM {self._own.commits} WHERE seq = $1", end
+                )
         sections = tuple(
             _section(table_id, list(run)) for table_id, run in groupby(rows, lambda row: row["tbl"])
         )
-        if not rows or len(rows) == rows[0]["found"]:
-            return FeedPage(sections, head["head_seq"], b"", True, bytes(head["token"]))
-        end = rows[-1]
-        mark = end["tbl"].to_bytes(_TABLE_BYTES, "big") + end["key"]
-        return FeedPage(sections, end["seq"], mark, False, b"")
+        within = b""
+        if not complete:
+            within = rows[-1]["tbl"].to_bytes(_TABLE_BYTES, "big") + rows[-1]["key"]
+        return FeedPage(sections, end, within, complete, bytes(token))
+
+    def forget(self) -> None:
+        """Read the registry again; see the contract."""
+        self._registry_seen = 0
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit's (seq, token)."""

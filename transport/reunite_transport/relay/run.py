@@ -43,6 +43,7 @@ async def running_relay(
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
     create_tables: bool | None = None,
+    refill: bool = True,
     insecure: bool = False,
     settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[RunningRelay]:
@@ -50,7 +51,8 @@ async def running_relay(
     finished the batch under way when the block has ended.
 
     Without the URL `postgres` an embedded server runs in the folder `data`, with these Postgres
-    `settings`. `create_tables` is then on unless said otherwise, and off on a server of yours.
+    `settings`. `create_tables` is then on unless said otherwise, and off on a server of yours. With
+    `refill` clients bring back what a restored database has lost.
     Raises UsageError, StoreError and EmbeddedPostgresError.
     """
     if postgres is not None:
@@ -67,6 +69,7 @@ async def running_relay(
             host=host,
             port=port,
             create_tables=folder is not None if create_tables is None else create_tables,
+            refill=refill,
             insecure=insecure,
         )
         stack.push_async_callback(relay.close)

@@ -22,12 +22,14 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     create_tables: bool = True,
+    refill: bool = True,
     insecure: bool = False,
     limits: Limits | None = None,
 ) -> "Relay":
     """Start a relay for the realm in `store`; it accepts connections when this returns.
 
-    Port 0 takes a free one. `create_tables` lets clients add tables and columns to the realm.
+    Port 0 takes a free one. `create_tables` lets clients add tables and columns to the realm;
+    with `refill` they bring back what a restored database has lost.
     `insecure` allows a host that others can reach, where nobody has to sign in. The store stays
     the caller's, who closes it after the relay. Raises UsageError for a host or port that cannot
     be had, StoreError when the database does not answer.
@@ -38,7 +40,9 @@ async def serve(
             " nor encrypt; listen on 127.0.0.1 behind a proxy that does both, or pass --insecure"
             " in a network that you trust"
         )
-    relay = Relay(await open_service(store, create_tables=create_tables, limits=limits))
+    relay = Relay(
+        await open_service(store, create_tables=create_tables, refill=refill, limits=limits)
+    )
     try:
         await relay._start(host, port)
     except BaseException:

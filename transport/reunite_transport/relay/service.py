@@ -9,8 +9,10 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
+from reunite_transport.relay.commit import commit_batch
 from reunite_transport.relay.connection import CLOSE_SECONDS_MAX, Connection, Socket
 from reunite_transport.relay.flusher import (
     DELAY_SECONDS_MAX,
@@ -19,7 +21,7 @@ from reunite_transport.relay.flusher import (
     random_token,
 )
 from reunite_transport.relay.hub import Hub
-from reunite_transport.relay.store import HistoryLost, Store, StoreError, Violation
+from reunite_transport.relay.store import Store, StoreError, Violation
 from reunite_transport.relay_session import HELLO_SECONDS_MAX
 
 _log = logging.getLogger(__name__)
@@ -54,17 +56,19 @@ async def open_service(
     store: Store,
     *,
     create_tables: bool = True,
+    refill: bool = True,
     limits: Limits | None = None,
     new_token: Callable[[], bytes] = random_token,
 ) -> "Service":
     """Begin to serve the realm in `store`, which stays the caller's, who closes it after the
-    service. `create_tables` lets clients add tables and columns to the realm; `new_token` makes
-    the name of a commit, TOKEN_BYTES bytes of chance. Raises StoreError when the database does not
+    service. `create_tables` lets clients add tables and columns to the realm; `refill` takes
+    what clients offer again when the database was restored from a backup; `new_token` makes the
+    name of a commit, TOKEN_BYTES bytes of chance. Raises StoreError when the database does not
     answer."""
     head, token = await store.head()
     registry = await store.registry()
     hub = Hub(head=head, token=token, registry=registry)
-    flusher = Flusher(store, hub, new_token=new_token)
+    flusher = Flusher(store, hub, new_token=new_token, commit=partial(commit_batch, refill=refill))
     service = Service(store, hub, flusher, create_tables, limits or Limits())
     service.start()
     return service
@@ -145,7 +149,7 @@ class Service:
         while True:
             try:
                 return await question()
-            except (HistoryLost, Violation):
+            except Violation:
                 raise
             except StoreError:
                 if loop.time() + delay > until:
@@ -159,6 +163,8 @@ class Service:
         seq, token = await self.store.head()
         in_flight = self.flusher.in_flight
         if self.hub.observe(seq, token, since=since, in_flight=in_flight):
+            if not self.hub.registry:
+                self.store.forget()
             self.hub.grow(await self.store.registry())
         return seq
 

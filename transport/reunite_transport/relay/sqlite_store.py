@@ -37,7 +37,7 @@ from reunite_transport.relay.sqlite_registry import create as create_growth
 from reunite_transport.relay.sqlite_registry import read_registry
 from reunite_transport.relay.sqlite_rows import RowWriter
 from reunite_transport.relay.sqlite_transaction import SqliteTransaction
-from reunite_transport.relay.store import Busy, FeedPage, Greeting, HistoryLost
+from reunite_transport.relay.store import Busy, FeedPage, Greeting
 
 # Another process holds the lock for a commit: milliseconds, of the largest changeset seconds.
 RETRY_SECONDS_MIN: Final = 0.001
@@ -133,13 +133,11 @@ class SqliteStore:
             known_commit = connection.execute(
                 "SELECT 1 FROM _reunite_commits WHERE seq = ? AND token = ?", (seq, token)
             ).fetchone()
-            if seq > 0 and not known_commit:
-                raise HistoryLost(f"commit {seq} of the client's cursor is not known here")
             term, last = connection.execute(
                 "SELECT term, last FROM _reunite_replicas WHERE replica = ?", (replica,)
             ).fetchone() or (0, 0)
-            if acknowledged > last:
-                raise HistoryLost(f"changeset {acknowledged} was acknowledged and is not here")
+            if (seq > 0 and not known_commit) or acknowledged > last:
+                return Greeting(0, Verdict.LOST, (), head.seq, now_ms, 0)
             accepted = connection.execute(
                 "SELECT number, nonce, seq FROM _reunite_changesets"
                 " WHERE replica = ? AND number > ? ORDER BY number",
@@ -186,6 +184,10 @@ class SqliteStore:
         return await self._reading(
             lambda: _read_page(self._reader, (seq, table, key), rows_max, bytes_max)
         )
+
+    def forget(self) -> None:
+        """Read the registry again; see the contract."""
+        self._registry_seen = 0
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit's (seq, token)."""
@@ -287,5 +289,8 @@ def _read_page(
     if complete:
         return FeedPage(sections, head.seq, b"", True, head.token)
     end_seq, end_table, end_key, _ = rows[-1]
+    (token,) = reader.execute(
+        "SELECT token FROM _reunite_commits WHERE seq = ?", (end_seq,)
+    ).fetchone()
     mark = end_table.to_bytes(_TABLE_BYTES, "big") + end_key
-    return FeedPage(sections, end_seq, mark, False, b"")
+    return FeedPage(sections, end_seq, mark, False, token)

@@ -88,10 +88,6 @@ class Busy(StoreError):
     """A lock, deadlock or serialisation failure: the same work may succeed later."""
 
 
-class HistoryLost(StoreError):
-    """The client's cursor or acknowledged changesets are not in this store's history."""
-
-
 class StoreTransaction(Protocol):
     """One commit in the making, under the head lock."""
 
@@ -156,8 +152,9 @@ class Store(Protocol):
     async def greet(
         self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
     ) -> Greeting:
-        """Compare histories under the head lock and, unless it is a fork, raise the replica's term,
-        so that its older connections are fenced off. Raises HistoryLost."""
+        """Compare histories under the head lock and, if they agree, raise the replica's term,
+        so that its older connections are fenced off. The history is lost where the client's
+        commit or acknowledged changesets are not in this store: it was restored from a backup."""
         ...
 
     def begin(self) -> AbstractAsyncContextManager[StoreTransaction]:
@@ -166,6 +163,10 @@ class Store(Protocol):
 
     async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
         """The next rows after (seq, within), of one snapshot, with at least one row if any."""
+        ...
+
+    def forget(self) -> None:
+        """Drop what is remembered between calls: the database went back to an earlier state."""
         ...
 
     async def head(self) -> tuple[int, bytes]:
