@@ -1,139 +1,145 @@
 """Faults: what can go wrong in a world. Each seed draws its own mix of them ("swarm testing").
 
-A fault is a task that, while the world is in its first phase, does harm now and then, and undoes
-what does not undo itself. `heal` of the world ends them all.
+A fault is a task that, while the world is in its first phase, does harm once, and undoes what does
+not undo itself. Each takes all its chance from its own event, so that it stays as it is when others
+are left out. `heal` of the world ends them all.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Final, TypeAlias
+import itertools
+import sqlite3
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from reunite_simulations.chance import EventChance
+from reunite_simulations.network import Weather
 
 if TYPE_CHECKING:
+    from reunite_simulations.nodes import Client, RelayNode
     from reunite_simulations.world import World
 
-Fault: TypeAlias = Callable[["World"], Awaitable[None]]
+Fault: TypeAlias = Callable[["World", EventChance], Coroutine[Any, Any, None]]
 
 
-async def partition(world: "World") -> None:
+async def partition(world: "World", chance: EventChance) -> None:
     """A client and a relay do not reach each other, in one direction or in both."""
-    client, relay = world.pick(world.clients), world.pick(world.relays)
-    back = world.chance.random() < 0.6
-    pair = (client.name, relay.name) if world.chance.random() < 0.5 else (relay.name, client.name)
+    client, relay = chance.pick(world.clients), chance.pick(world.relays)
+    back = chance.random() < 0.6
+    pair = (client.name, relay.name) if chance.random() < 0.5 else (relay.name, client.name)
     world.network.cut(*pair, back=back)
-    await world.pause(1, 60)
+    await chance.pause(1, 60)
     world.network.mend(*pair)
 
 
-async def island(world: "World") -> None:
+async def island(world: "World", chance: EventChance) -> None:
     """All relays are away for some clients."""
-    some = [client for client in world.clients if world.chance.random() < 0.5]
+    some = chance.pick_some(world.clients, 0.5)
     for client in some:
         for relay in world.relays:
             world.network.cut(client.name, relay.name)
-    await world.pause(5, 90)
+    await chance.pause(5, 90)
     for client in some:
         for relay in world.relays:
             world.network.mend(client.name, relay.name)
 
 
-async def weather(world: "World") -> None:
+async def weather(world: "World", chance: EventChance) -> None:
     """The network is slow, narrow, loses packets."""
-    now = world.network.weather
-    before = (now.delay, now.jitter, now.loss, now.bytes_per_second)
-    now.delay, now.jitter = world.chance.uniform(0.01, 0.5), world.chance.uniform(0, 0.5)
-    now.loss = world.chance.uniform(0, 0.2)
-    now.bytes_per_second = world.chance.choice((2e3, 2e4, 1e6))
-    await world.pause(5, 60)
-    now.delay, now.jitter, now.loss, now.bytes_per_second = before
+    now, fine = world.network.weather, Weather()
+    now.delay, now.jitter = chance.uniform(0.01, 0.5), chance.uniform(0, 0.5)
+    now.loss = chance.uniform(0, 0.2)
+    now.bytes_per_second = chance.choice((2e3, 2e4, 1e6))
+    await chance.pause(5, 60)
+    now.delay, now.jitter, now.loss = fine.delay, fine.jitter, fine.loss
+    now.bytes_per_second = fine.bytes_per_second
 
 
-async def replay(world: "World") -> None:
+async def replay(world: "World", chance: EventChance) -> None:
     """Frames towards relays come twice."""
-    world.network.weather.replay = world.chance.uniform(0.01, 0.2)
-    await world.pause(5, 30)
+    world.network.weather.replay = chance.uniform(0.01, 0.2)
+    await chance.pause(5, 30)
     world.network.weather.replay = 0.0
 
 
-async def reset(world: "World") -> None:
+async def reset(world: "World", chance: EventChance) -> None:
     """A connection is cut while both sides live."""
     connections = list(world.network.connections.values())
     if connections:
-        connection = world.pick(connections)
-        world.pick([connection.client_end, connection.relay_end]).vanish()
+        connection = chance.pick(connections)
+        chance.pick([connection.client_end, connection.relay_end]).vanish()
 
 
-async def slow(world: "World") -> None:
+async def slow(world: "World", chance: EventChance) -> None:
     """A client or a relay reads slowly."""
-    clients = [client.name for client in world.clients]
-    name = world.pick(clients + [relay.name for relay in world.relays])
-    world.network.slow[name] = world.chance.uniform(0.05, 1.0)
-    await world.pause(5, 40)
+    nodes: list[Client | RelayNode] = [*world.clients, *world.relays]
+    name = chance.pick(nodes).name
+    world.network.slow[name] = chance.uniform(0.05, 1.0)
+    await chance.pause(5, 40)
     world.network.slow.pop(name, None)
 
 
-async def clock(world: "World") -> None:
+async def clock(world: "World", chance: EventChance) -> None:
     """A machine's clock steps, or runs at another speed."""
-    client = world.pick(world.clients)
-    kind = world.chance.random()
+    client = chance.pick(world.clients)
+    kind = chance.random()
     if kind < 0.3:
-        client.clock.offset_ms += world.chance.uniform(-5_000, 5_000)
+        client.clock.offset_ms += chance.uniform(-5_000, 5_000)
     elif kind < 0.6:
-        client.clock.offset_ms += (
-            world.chance.choice((-1, 1)) * world.chance.uniform(60, 3600) * 1e3
-        )
+        client.clock.offset_ms += chance.choice((-1, 1)) * chance.uniform(60, 3600) * 1e3
     elif kind < 0.8:
-        client.clock.offset_ms += world.chance.choice((-3, -1, 2)) * 365 * 86_400_000
+        client.clock.offset_ms += chance.choice((-3, -1, 2)) * 365 * 86_400_000
     else:
         now = client.clock()
-        client.clock.drift = world.chance.uniform(-0.01, 0.01)
+        client.clock.drift = chance.uniform(-0.01, 0.01)
         client.clock.offset_ms += now - client.clock()
 
 
-async def crash(world: "World") -> None:
+async def crash(world: "World", chance: EventChance) -> None:
     """A client's process dies at one of its next statements."""
-    client = world.pick_up(world.clients)
+    client = _pick_up(world, chance)
     if client is not None:
-        client.crash_at(world.chance.randint(1, 200))
+        client.crash_at(chance.randint(1, 200))
 
 
-async def power(world: "World") -> None:
+async def power(world: "World", chance: EventChance) -> None:
     """A client's machine loses its power, and the end of its WAL."""
-    client = world.pick_up(world.clients)
+    client = _pick_up(world, chance)
     if client is not None:
         world.history.doubt(client.name, 0.0)
         world.rolled_back.add(client.name)
-        client.kill(cut=True)
+        client.kill(cut=chance.random())
         world.died(client)
 
 
-async def disk(world: "World") -> None:
+async def disk(world: "World", chance: EventChance) -> None:
     """A client's disk is nearly full."""
-    client = world.pick_up(world.clients)
+    client = _pick_up(world, chance)
     if client is None:
         return
     life = client.lives
-    client.limit_pages(world.chance.randint(0, 3))
-    await world.pause(2, 30)
+    client.limit_pages(chance.randint(0, 3))
+    await chance.pause(2, 30)
     if client.up and client.lives == life:
         client.limit_pages(None)
 
 
-async def copied(world: "World") -> None:
+async def copied(world: "World", chance: EventChance) -> None:
     """A copy of a client's file is used beside it."""
-    client = world.pick_up(world.clients)
+    client = _pick_up(world, chance)
     if client is not None and len(world.clients) < world.settings.replicas + 2:
-        world.add_copy(client)
+        world.add_copy(client, chance)
 
 
-async def backup(world: "World") -> None:
+async def backup(world: "World", chance: EventChance) -> None:
     """A client's file is replaced by a backup of it."""
-    client = world.pick_up(world.clients)
+    client = _pick_up(world, chance)
     if client is None:
         return
-    path = client.path.with_name(f"{client.name}-backup{world.faults['backup']}.db")
+    path = client.path.with_name(f"{client.name}-backup{chance.number}.db")
     client.copy_to(path)
     taken = world.now()
-    await world.pause(5, 60)
+    await chance.pause(5, 60)
     if client.up:
         world.history.doubt(client.name, taken)
         world.rolled_back.add(client.name)
@@ -141,44 +147,52 @@ async def backup(world: "World") -> None:
         world.died(client)
 
 
-async def locked(world: "World") -> None:
+async def locked(world: "World", chance: EventChance) -> None:
     """Another program holds a client's file in a transaction."""
-    client = world.pick_up(world.clients)
+    client = _pick_up(world, chance)
     if client is None:
         return
     stranger = client.stranger()
     try:
-        stranger.execute("BEGIN IMMEDIATE")
-        await world.pause(0.1, 10)
+        # Another such program may hold it already.
+        with suppress(sqlite3.OperationalError):
+            stranger.execute("BEGIN IMMEDIATE")
+        await chance.pause(0.1, 10)
     finally:
         stranger.close()
 
 
-async def relay_crash(world: "World") -> None:
+async def relay_crash(world: "World", chance: EventChance) -> None:
     """A relay dies and comes back."""
-    relay = world.pick(world.relays)
+    relay = chance.pick(world.relays)
     if relay.up:
         await relay.kill()
-        await world.pause(0.1, 20)
+        await chance.pause(0.1, 20)
         await world.start_relay(relay)
 
 
-async def relay_roll(world: "World") -> None:
+async def relay_roll(world: "World", chance: EventChance) -> None:
     """A relay is stopped in order and started again, as a new version is rolled out."""
-    relay = world.pick(world.relays)
+    relay = chance.pick(world.relays)
     if relay.up:
         await relay.stop()
-        await world.pause(0.1, 5)
+        await chance.pause(0.1, 5)
         await world.start_relay(relay)
 
 
-async def roam(world: "World") -> None:
+async def roam(world: "World", chance: EventChance) -> None:
     """A client goes to another relay."""
-    client = world.pick(world.clients)
-    client.relay = world.pick(world.relays).name
+    client = chance.pick(world.clients)
+    client.relay = chance.pick(world.relays).name
     for connection in list(world.network.connections.values()):
         if connection.client_end.name == client.name:
             connection.client_end.vanish()
+
+
+def _pick_up(world: "World", chance: EventChance) -> "Client | None":
+    """A client that is up, if there is any."""
+    up = [client for client in world.clients if client.up]
+    return chance.pick(up) if up else None
 
 
 # Each fault with the mean seconds between two of its kind in one world, and the group that
@@ -224,9 +238,13 @@ def named(words: str) -> tuple[str, ...]:
 
 
 async def strike(world: "World", name: str) -> None:
-    """Let one kind of fault happen now and then, until cancelled."""
+    """Let one kind of fault happen now and then, until cancelled. One that lasts does not put off
+    the next."""
     fault, seconds, _ = FAULTS[name]
-    while True:
-        await asyncio.sleep(world.chance.expovariate(1 / seconds))
-        world.count_fault(name)
-        await fault(world)
+    async with asyncio.TaskGroup() as lasting:
+        for number in itertools.count(1):
+            chance = EventChance(world.settings.seed, name, number)
+            await asyncio.sleep(chance.expovariate(1 / seconds))
+            if world.happens(chance.event):
+                world.note_fault(name, chance)
+                lasting.create_task(fault(world, chance))

@@ -47,11 +47,11 @@ class Write:
 
 @dataclass(slots=True)
 class Transaction:
-    """One transaction of an app. `own` went through the engine's API, as one changeset; others
-    are writes of a program that knows nothing of it. `appended` are the elements it added to the
-    append-only lists, `read` what it saw there before."""
+    """One transaction of an app, and the event that it was. `own` went through the engine's API, as
+    one changeset; others are writes of a program that knows nothing of it. `appended` are the
+    elements it added to the append-only lists, `read` what it saw there before."""
 
-    number: int
+    event: str
     client: str
     life: int
     at: float
@@ -81,9 +81,9 @@ class History:
     transactions: list[Transaction] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
 
-    def begin(self, client: str, life: int, at: float, *, own: bool) -> Transaction:
+    def begin(self, event: str, client: str, life: int, at: float, *, own: bool) -> Transaction:
         """A new transaction, whose outcome is not known yet."""
-        made = Transaction(len(self.transactions), client, life, at, own)
+        made = Transaction(event, client, life, at, own)
         self.transactions.append(made)
         return made
 

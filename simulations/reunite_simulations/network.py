@@ -7,12 +7,13 @@ for a while (`Partition`), reset at any byte of time, or left open on one side w
 gone (half open), until heartbeats notice. Two faults go further, as a broken proxy would: a frame
 towards a relay comes twice (`replay`), and a connection that its client has left delivers late.
 
-All chance comes from the world's generator, and all time from its loop.
+Every connection has its own chance, made from the world's seed, so that what happens on one is
+nothing to the others. All time comes from the world's loop.
 """
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -57,9 +58,9 @@ class Counts:
 class Network:
     """Who can reach whom, and every connection there is."""
 
-    def __init__(self, chance: random.Random, note: Callable[..., None]) -> None:
+    def __init__(self, seed: int, note: Callable[..., None]) -> None:
         """`note` takes an event's kind and its facts, for the trace."""
-        self.chance = chance
+        self.seed = seed
         self.note = note
         self.weather = Weather()
         self.counts = Counts()
@@ -67,9 +68,9 @@ class Network:
         self.silent: set[tuple[str, str]] = set()
         # Nodes that read slowly, with the seconds that each frame takes them.
         self.slow: dict[str, float] = {}
-        self.connections: dict[int, Connection] = {}
+        self.connections: dict[str, Connection] = {}
         self._accept: dict[str, Callable[[Socket], object]] = {}
-        self._numbers = 0
+        self._attempts: Counter[str] = Counter()
 
     def listen(self, relay: str, accept: Callable[["Socket"], object]) -> None:
         """Let a relay take connections; `accept` gets the relay's end of each."""
@@ -104,18 +105,20 @@ class Network:
     @asynccontextmanager
     async def connect(self, client: str, relay: str) -> AsyncIterator["Socket"]:
         """A client's end of a new connection. Raises ConnectionError or TimeoutError."""
-        await asyncio.sleep(self.delay())
+        self._attempts[client] += 1
+        name = f"{client}#{self._attempts[client]}"
+        chance = random.Random(f"{self.seed} {name}")
+        await asyncio.sleep(self.delay(chance))
         if not (self.passes(client, relay) and self.passes(relay, client)):
             await asyncio.sleep(CONNECT_SECONDS)
             raise TimeoutError(f"{relay} does not answer")
         accept = self._accept.get(relay)
         if accept is None:
             raise ConnectionRefusedError(f"{relay} is not there")
-        self._numbers += 1
         self.counts.connections += 1
-        connection = Connection(self, self._numbers, client, relay)
-        self.connections[self._numbers] = connection
-        self.note("connect", client, relay, self._numbers)
+        connection = Connection(self, name, chance, client, relay)
+        self.connections[name] = connection
+        self.note("connect", client, relay, name)
         accept(connection.relay_end)
         try:
             yield connection.client_end
@@ -129,13 +132,13 @@ class Network:
                 if end.name == node:
                     end.vanish()
 
-    def delay(self) -> float:
+    def delay(self, chance: random.Random) -> float:
         """How long a packet takes just now, with those that are sent again."""
         weather = self.weather
-        delay = weather.delay + self.chance.expovariate(1.0) * weather.jitter
+        delay = weather.delay + chance.expovariate(1.0) * weather.jitter
         resend = RESEND_SECONDS
         for _ in range(RESENDS_MAX):
-            if self.chance.random() >= weather.loss:
+            if chance.random() >= weather.loss:
                 break
             self.counts.lost += 1
             delay += resend
@@ -146,9 +149,12 @@ class Network:
 class Connection:
     """One stream in two directions."""
 
-    def __init__(self, network: Network, number: int, client: str, relay: str) -> None:
+    def __init__(
+        self, network: Network, name: str, chance: random.Random, client: str, relay: str
+    ) -> None:
         self.network = network
-        self.number = number
+        self.name = name
+        self.chance = chance
         self.client_end = Socket(self, client, relay)
         self.relay_end = Socket(self, relay, client)
 
@@ -159,7 +165,7 @@ class Connection:
     def forget(self) -> None:
         """Both ends are done."""
         if self.client_end.gone and self.relay_end.gone:
-            self.network.connections.pop(self.number, None)
+            self.network.connections.pop(self.name, None)
 
 
 class Socket:
@@ -218,7 +224,8 @@ class Socket:
         counts.by_node[self.name] = counts.by_node.get(self.name, 0) + len(frame)
         self._transmit(frame)
         up = self is self._connection.client_end
-        if up and network.weather.replay and network.chance.random() < network.weather.replay:
+        replay = network.weather.replay
+        if up and replay and self._connection.chance.random() < replay:
             counts.replayed += 1
             network.note("replay", self.name, self.peer, len(frame))
             self._transmit(frame)
@@ -257,7 +264,7 @@ class Socket:
         if frame is not None:
             self._under_way += size
         self._left = max(self._left, now) + size / network.weather.bytes_per_second
-        self._arrival = max(self._arrival, self._left + network.delay())
+        self._arrival = max(self._arrival, self._left + network.delay(self._connection.chance))
         self._stream.append((self._arrival, frame))
         if len(self._stream) == 1:
             self._arrive_at(self._arrival)

@@ -61,14 +61,6 @@ class Clock:
 
 
 @dataclass
-class Torn:
-    """The files as a crash left them; `cut` when the end of the WAL is missing."""
-
-    path: Path
-    cut: bool = False
-
-
-@dataclass
 class Client:
     """One app on one file. `path` changes with each life, as a crash leaves a copy."""
 
@@ -78,6 +70,8 @@ class Client:
     clock: Clock
     chance: Random
     relay: str
+    # Makes the values of its writes its own.
+    place: int
     # Settings of a life.
     lives: int = 0
     # Another one after the file went back in time: what its users saw before means nothing then.
@@ -92,7 +86,8 @@ class Client:
     _replica: Replica | None = None
     _task: asyncio.Task[None] | None = None
     _listeners: list[Callable[[], None]] = field(default_factory=list)
-    _torn: Torn | None = None
+    # The files as a crash left them.
+    _torn: Path | None = None
 
     # What `Sync` needs of a database.
 
@@ -164,16 +159,15 @@ class Client:
         """Take tables into sync."""
         self.alive(self.replica.track, tables)
 
-    def kill(self, *, cut: bool = False) -> None:
-        """End the process now, as kill -9 does; with `cut` as a loss of power does that takes the
-        end of the WAL."""
+    def kill(self, *, cut: float | None = None) -> None:
+        """End the process now, as kill -9 does; with `cut` as a loss of power does that takes this
+        share off the end of the WAL."""
         if self._torn is None:
-            self._tear(cut)
+            self._torn = self._tear(cut)
         torn = self._torn
         self._end()
-        assert torn is not None
-        self.session += cut
-        self._move_to(torn.path)
+        self.session += cut is not None
+        self._move_to(torn)
 
     def restore(self, backup: Path) -> None:
         """Replace the file by a backup, with the process ended."""
@@ -286,17 +280,17 @@ class Client:
         if self.crash_after is not None and self._torn is None:
             self.crash_after -= 1
             if self.crash_after <= 0:
-                self._tear(cut=False)
+                self._torn = self._tear()
 
-    def _tear(self, cut: bool) -> None:
-        torn = Torn(self.path.with_name(f"{self.name}-{self.lives}.db"), cut)
-        copy_files(self.path, torn.path)
-        wal = Path(f"{torn.path}-wal")
-        if cut and wal.exists():
+    def _tear(self, cut: float | None = None) -> Path:
+        torn = self.path.with_name(f"{self.name}-{self.lives}.db")
+        copy_files(self.path, torn)
+        wal = Path(f"{torn}-wal")
+        if cut is not None and wal.exists():
             size = wal.stat().st_size
             with wal.open("r+b") as file:
-                file.truncate(self.chance.randint(0, size))
-        self._torn = torn
+                file.truncate(int(size * (1 - cut)))
+        return torn
 
     def _end(self) -> None:
         self._replica = None

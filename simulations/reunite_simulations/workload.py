@@ -8,7 +8,7 @@ somebody else may use, a value of a small set into a UNIQUE column.
 import random
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from reunite.cells.register import Value
@@ -46,12 +46,13 @@ class Mix:
 
 @dataclass
 class Workload:
-    """Random writes over tables. One generator serves all clients of a world."""
+    """The random writes of one transaction over tables. Its own values count up from `values`, so
+    that they are its own whichever other transactions there are."""
 
     tables: Sequence[Table]
     chance: random.Random
-    mix: Mix = field(default_factory=Mix)
-    _values: int = 0
+    mix: Mix
+    values: int
 
     def writes(self, conn: sqlite3.Connection) -> list[Write]:
         """Write some rows on an app's connection, inside its transaction. Raises sqlite3.Error
@@ -242,8 +243,8 @@ class Workload:
         return _of_affinity(column, self._next())
 
     def _next(self) -> int:
-        self._values += 1
-        return 1_000_000 + self._values
+        self.values += 1
+        return self.values
 
     # Rows.
 

@@ -8,17 +8,19 @@ hash tells whether two runs were the same.
 
 import asyncio
 import hashlib
+import itertools
 import random
 import sqlite3
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from reunite.cells.register import Value
 from reunite.errors import ReuniteError
 from reunite.schema import Table, read_table, table_names
 from reunite_simulations import faults, observe
+from reunite_simulations.chance import EventChance
 from reunite_simulations.checkers import Checker, all_checkers
 from reunite_simulations.history import History, Outcome, Read
 from reunite_simulations.network import Network
@@ -26,12 +28,13 @@ from reunite_simulations.nodes import EPOCH_MS, Client, Clock, Crashed, RelayNod
 from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE, Mix, Workload
 from reunite_transport.client_session import Event, GaveUp, Live, Received
 
-T = TypeVar("T")
-
 # How often the checkers look on, and how long a healed world may take to come to rest.
 LOOK_SECONDS: Final = 10.0
 REST_SECONDS_MAX: Final = 400.0
 QUIET_SECONDS: Final = 30.0
+# So many values are one transaction's own, and one client's.
+VALUES_OF_TRANSACTION: Final = 10_000
+VALUES_OF_CLIENT: Final = 1_000_000_000
 # A relay keeps what it is told; the report keeps this many events.
 EVENTS_MAX: Final = 50_000
 
@@ -46,6 +49,8 @@ class Settings:
     replicas: int = 5
     relays: int = 2
     minutes: float = 5.0
+    # The events that happen, as `client1:5` and `crash:2`; None for all.
+    only: frozenset[str] | None = None
     faults: tuple[str, ...] = tuple(faults.FAULTS)
     swarm: bool = True
     writes_per_minute: float = 8.0
@@ -92,8 +97,7 @@ class World:
         """`folder` is empty and takes the files."""
         self.settings = settings
         self.folder = folder
-        self.chance = random.Random(f"world {settings.seed}")
-        self.network = Network(random.Random(f"network {settings.seed}"), self.note)
+        self.network = Network(settings.seed, self.note)
         self.history = History()
         self.clients: list[Client] = []
         self.relays: list[RelayNode] = []
@@ -133,20 +137,15 @@ class World:
         if len(self.happenings) < EVENTS_MAX:
             self.happenings.append(Happening(at, kind, facts))
 
-    def pick(self, some: Sequence[T]) -> T:
-        """One of several."""
-        return some[self.chance.randrange(len(some))]
+    def chance(self, name: str) -> random.Random:
+        """The chance of a node, or of a choice that is made once."""
+        return random.Random(f"{self.settings.seed} {name}")
 
-    def pick_up(self, some: Sequence[Client]) -> Client | None:
-        """A client that is up, if there is any."""
-        up = [client for client in some if client.up]
-        return self.pick(up) if up else None
+    def happens(self, event: str) -> bool:
+        """Whether an event of this world is not left out."""
+        return self.settings.only is None or event in self.settings.only
 
-    async def pause(self, least: float, most: float) -> None:
-        """Let some time pass."""
-        await asyncio.sleep(self.chance.uniform(least, most))
-
-    def count_fault(self, name: str) -> None:
+    def note_fault(self, name: str, chance: EventChance) -> None:
         """Note that a fault begins."""
         self.faults[name] = self.faults.get(name, 0) + 1
         self.clocks_were_wrong |= name == "clock"
@@ -221,7 +220,8 @@ class World:
         if client.up:
             client.kill()
         if not self._healed:
-            await self.pause(0.1, 20)
+            chance = self.chance(f"{client.name} life {client.lives}")
+            await asyncio.sleep(chance.uniform(0.1, 20))
         if not client.up:
             self._start(client)
 
@@ -241,9 +241,11 @@ class World:
             await relay.start()
             self.note("started", relay.name)
 
-    def add_copy(self, client: Client) -> None:
+    def add_copy(self, client: Client, chance: EventChance) -> None:
         """Use a copy of a client's file as a client of its own."""
-        copy = self._client(f"{client.name}-copy{len(self.clients)}")
+        copy = self._client(
+            f"{client.name}-copy{chance.number}", self.settings.replicas + chance.number
+        )
         copy_files(client.path, copy.path)
         copy.clock = Clock(self.now, client.clock.offset_ms, client.clock.drift)
         self.clients.append(copy)
@@ -257,7 +259,7 @@ class World:
 
     async def live(self) -> Report:
         """From the first file to the last check."""
-        self._workload = self._prepare()
+        self._prepare()
         for relay in self.relays:
             await self.start_relay(relay)
         for client in self.clients:
@@ -295,7 +297,7 @@ class World:
             happenings=self.happenings,
         )
 
-    def _prepare(self) -> Workload:
+    def _prepare(self) -> None:
         settings = self.settings
         first = self.folder / "first.db"
         if settings.database is not None:
@@ -312,19 +314,16 @@ class World:
         conn.close()
         for number in range(settings.relays):
             name = f"relay{number + 1}"
-            chance = random.Random(f"{name} {settings.seed}")
-            self.relays.append(RelayNode(self, name, self.folder / "relay.db", chance))
-        for number in range(settings.replicas):
-            client = self._client(f"client{number + 1}")
+            self.relays.append(RelayNode(self, name, self.folder / "relay.db", self.chance(name)))
+        for number in range(1, settings.replicas + 1):
+            client = self._client(f"client{number}", number)
             # Some begin with a copy of the database as it was, others with nothing.
-            if number == 0 or self.chance.random() < 0.4:
+            if number == 1 or client.chance.random() < 0.4:
                 copy_files(first, client.path)
             self.clients.append(client)
-        own = [table for table in self._tables if table.name != APPEND_TABLE]
-        return Workload(own, random.Random(f"workload {settings.seed}"), settings.mix)
 
-    def _client(self, name: str) -> Client:
-        chance = random.Random(f"{name} {self.settings.seed}")
+    def _client(self, name: str, place: int) -> Client:
+        chance = self.chance(name)
         offset = chance.uniform(-300, 300)
         return Client(
             self,
@@ -332,36 +331,45 @@ class World:
             self.folder / f"{name}.db",
             Clock(self.now, offset),
             chance,
-            self.pick(self.relays).name,
+            chance.choice(self.relays).name,
+            place,
         )
 
     def _drawn_faults(self) -> list[str]:
         names = [name for name in self.settings.faults if name in faults.FAULTS]
         if not self.settings.swarm:
             return names
-        likely = self.chance.uniform(0.2, 0.9)
-        return [name for name in names if self.chance.random() < likely]
+        likely = self.chance("faults").uniform(0.2, 0.9)
+        return [name for name in names if self.chance(name).random() < likely]
 
     async def _writes(self, client: Client) -> None:
         """A client's app, until the world heals."""
-        rate = self.settings.writes_per_minute / 60 * self.chance.uniform(0.3, 2.0)
-        while not self._healed:
-            await asyncio.sleep(self.chance.expovariate(rate))
-            if not self._healed and client.up and self.has_table(client, APPEND_TABLE):
-                self._transact(client)
+        pace = self.chance(f"{client.name} pace").uniform(0.3, 2.0)
+        rate = self.settings.writes_per_minute / 60 * pace
+        for number in itertools.count(1):
+            chance = EventChance(self.settings.seed, client.name, number)
+            await asyncio.sleep(chance.expovariate(rate))
+            if self._healed:
+                return
+            if not self.happens(chance.event):
+                continue
+            if client.up and self.has_table(client, APPEND_TABLE):
+                self._transact(client, chance)
 
-    def _transact(self, client: Client) -> None:
-        workload = self._workload
-        mix = workload.mix
-        own = workload.chance.random() >= mix.strangers
-        appends = workload.chance.random() < mix.appends
-        made = self.history.begin(client.name, client.session, self.now(), own=own)
+    def _transact(self, client: Client, chance: EventChance) -> None:
+        mix = self.settings.mix
+        own_tables = [table for table in self._tables if table.name != APPEND_TABLE]
+        values = client.place * VALUES_OF_CLIENT + chance.number * VALUES_OF_TRANSACTION
+        workload = Workload(own_tables, chance, mix, values)
+        own = chance.random() >= mix.strangers
+        appends = chance.random() < mix.appends
+        made = self.history.begin(chance.event, client.name, client.session, self.now(), own=own)
 
         def work(conn: sqlite3.Connection) -> None:
             made.read = observe.elements(conn, APPEND_TABLE)
             if appends:
                 made.appended = workload.append(conn)
-            if not appends or workload.chance.random() < 0.3:
+            if not appends or chance.random() < 0.3:
                 made.writes = workload.writes(conn)
 
         try:

@@ -9,15 +9,15 @@ from reunite_simulations.world import Settings
 
 SEED_BY_CANARY = {
     "acknowledges-before-commit": 1,
-    "forgets-what-is-in": 1,
+    "forgets-what-is-in": 2,
     "drops-a-row": 1,
     "moves-the-cursor-past-the-head": 1,
     "applies-half-of-a-commit": 1,
-    "stamps-by-the-wall-clock": 1,
-    "keeps-its-replica-id": 1,
+    "stamps-by-the-wall-clock": 2,
+    "keeps-its-replica-id": 6,
     "shows-without-merging": 1,
     "reverts-by-merging": 1,
-    "knows-duplicates-by-number": 1,
+    "knows-duplicates-by-number": 4,
 }
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +83,7 @@ def test_virtual_time_jumps_and_a_wait_for_nothing_is_an_error() -> None:
 
 def test_a_stream_is_late_under_loss_and_in_order() -> None:
     async def scenario() -> None:
-        network = Network(random.Random(1), lambda *_: None)
+        network = Network(1, lambda *_: None)
         network.weather.loss = 0.4
         ends: list[Socket] = []
         network.listen("relay", ends.append)
@@ -101,7 +100,7 @@ def test_a_stream_is_late_under_loss_and_in_order() -> None:
 
 def test_a_half_open_connection_is_noticed_by_both_sides() -> None:
     async def scenario() -> None:
-        network = Network(random.Random(1), lambda *_: None)
+        network = Network(1, lambda *_: None)
         ends: list[Socket] = []
         network.listen("relay", ends.append)
         loop = asyncio.get_running_loop()
