@@ -69,6 +69,14 @@ def stated(conn: sqlite3.Connection) -> Documents:
     }
 
 
+def has_table(conn: sqlite3.Connection, table: str) -> bool:
+    """Whether a file has a table yet."""
+    found = conn.execute(
+        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+    ).fetchone()
+    return found is not None
+
+
 def rows(conn: sqlite3.Connection, table: Table) -> dict[tuple[Value, ...], tuple[Value, ...]]:
     """A table's rows by key."""
     names = ", ".join(quoted(column.name) for column in (*table.key, *table.cells))

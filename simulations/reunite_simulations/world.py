@@ -167,38 +167,12 @@ class World:
 
     def has_table(self, client: Client, table: str) -> bool:
         """Whether a client has a table yet."""
-        found = client.app.execute(
-            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
-        ).fetchone()
-        return found is not None
+        return observe.has_table(client.app, table)
 
-    def rejections(self) -> list[tuple[str, Value, str, str]]:
-        """All that clients could not sync, as they keep it and as they were told."""
-        found: list[tuple[str, Value, str, str]] = []
-        for client in self.clients:
-            if client.up:
-                found += observe.rejected(client.app)
-        return found
-
-    def rejected_elements(self) -> set[str]:
-        """Elements of the append-only lists that were rejected anywhere."""
-        told = {
-            str(key)
-            for client in self.clients
-            for event in client.events
-            if isinstance(event, GaveUp)
-            for table, key in event.rows
-            if table == APPEND_TABLE
-        }
-        return told | {str(key) for table, key, _, _ in self.rejections() if table == APPEND_TABLE}
-
-    def authors(self) -> dict[str, str]:
-        """Who added each element of the append-only lists."""
-        return {
-            element: transaction.client
-            for transaction in self.history.transactions
-            for element in transaction.appended
-        }
+    @property
+    def bytes_sent(self) -> int:
+        """By all clients and relays, to one another."""
+        return self.network.counts.bytes
 
     # What nodes say.
 
@@ -283,7 +257,7 @@ class World:
         if not self.violations:
             await self._heal()
             await self._come_to_rest()
-            self._check("at_end")
+            self._check(at_end=True)
         self._end()
         return Report(
             seed=self.settings.seed,
@@ -388,7 +362,7 @@ class World:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self._look()
-            self._check("during")
+            self._check()
 
     def _look(self) -> None:
         up = [client for client in self.clients if client.up]
@@ -401,12 +375,12 @@ class World:
                 if observe.standing(client.app).loaded:
                     self.history.reads.append(Read(client.name, client.session, self.now(), seen))
 
-    def _check(self, when: str) -> None:
+    def _check(self, *, at_end: bool = False) -> None:
         for checker in self._checkers:
             if self.violations:
                 return
             self.checks[checker.promise] = self.checks.get(checker.promise, 0) + 1
-            for message in getattr(checker, when)(self):
+            for message in checker.at_end(self) if at_end else checker.during(self):
                 self.violations.append(Violation(checker.promise, self.now(), message))
                 self.note("violation", checker.promise, message)
 

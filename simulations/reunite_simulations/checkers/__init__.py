@@ -2,13 +2,132 @@
 
 `during` is asked while faults happen, of whatever is up; `at_end` once all is healed and quiet.
 What they yield is what is wrong, in words; nothing yielded is a promise kept.
+
+A world is whatever can be observed so: the simulator's, or processes, files and a Postgres that
+were left behind by a run (`tests/e2e/judge.py`).
 """
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from reunite_simulations.world import World
+from reunite.cells.register import Value
+from reunite.errors import SyncError
+from reunite.schema import Table
+from reunite_simulations import observe
+from reunite_simulations.history import History, Key
+from reunite_simulations.workload import APPEND_TABLE
+from reunite_transport.client_session import Event, GaveUp
+
+
+class ObservedClient(Protocol):
+    """One app on one file."""
+
+    @property
+    def name(self) -> str:
+        """Who wrote a transaction, in the history."""
+        ...
+
+    @property
+    def up(self) -> bool:
+        """Whether `app` can be asked."""
+        ...
+
+    @property
+    def app(self) -> sqlite3.Connection:
+        """A connection to its file."""
+        ...
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """What sync told the app."""
+        ...
+
+    @property
+    def stopped(self) -> SyncError | None:
+        """Why sync stopped for good."""
+        ...
+
+
+class Observed(Protocol):
+    """What checkers ask of a world."""
+
+    @property
+    def clients(self) -> Sequence[ObservedClient]:
+        """Everybody."""
+        ...
+
+    @property
+    def store(self) -> sqlite3.Connection:
+        """The relays' database: the tables, and `_reunite_*` as the store on SQLite has them."""
+        ...
+
+    @property
+    def history(self) -> History:
+        """Who did what."""
+        ...
+
+    @property
+    def initial(self) -> Mapping[str, Mapping[Key, Sequence[Value]]]:
+        """The rows that the world began with, by table and key."""
+        ...
+
+    @property
+    def rolled_back(self) -> Set[str]:
+        """Names of clients whose file went back in time."""
+        ...
+
+    @property
+    def twins(self) -> Set[str]:
+        """Names of clients whose file is a copy, or was copied."""
+        ...
+
+    @property
+    def unsettled(self) -> Set[str]:
+        """Names of clients whose documents say nothing yet."""
+        ...
+
+    @property
+    def clocks_were_wrong(self) -> bool:
+        """Whether stamps may differ from true time."""
+        ...
+
+    @property
+    def rows_written(self) -> int:
+        """By all clients together."""
+        ...
+
+    @property
+    def commits_when_quiet(self) -> int:
+        """How many there were after nobody wrote any more."""
+        ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """By all clients and relays, to one another."""
+        ...
+
+    def tables(self) -> Sequence[Table]:
+        """The schema's tables and the append-only lists."""
+        ...
+
+
+def rejections(world: Observed) -> list[tuple[str, Value, str, str]]:
+    """All that clients could not sync, as they keep it: (table, key, reason, values)."""
+    return [line for client in world.clients if client.up for line in observe.rejected(client.app)]
+
+
+def rejected_elements(world: Observed) -> set[str]:
+    """Elements of the append-only lists that were rejected anywhere, kept or told of."""
+    told = {
+        str(key)
+        for client in world.clients
+        for event in client.events
+        if isinstance(event, GaveUp)
+        for table, key in event.rows
+        if table == APPEND_TABLE
+    }
+    return told | {str(key) for table, key, _, _ in rejections(world) if table == APPEND_TABLE}
 
 
 class Checker(Protocol):
@@ -16,11 +135,11 @@ class Checker(Protocol):
 
     promise: str
 
-    def during(self, world: "World") -> Iterable[str]:
+    def during(self, world: Observed) -> Iterable[str]:
         """What is wrong just now."""
         ...
 
-    def at_end(self, world: "World") -> Iterable[str]:
+    def at_end(self, world: Observed) -> Iterable[str]:
         """What is wrong after all."""
         ...
 

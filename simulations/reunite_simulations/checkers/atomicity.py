@@ -1,13 +1,10 @@
 """Atomic visibility: nobody sees a part of what one transaction wrote through the engine."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from reunite_simulations import observe
+from reunite_simulations.checkers import Observed
 from reunite_simulations.workload import APPEND_TABLE
-
-if TYPE_CHECKING:
-    from reunite_simulations.world import World
 
 
 class Atomicity:
@@ -15,7 +12,7 @@ class Atomicity:
 
     promise = "atomic visibility"
 
-    def during(self, world: "World") -> Iterable[str]:
+    def during(self, world: Observed) -> Iterable[str]:
         """Look at everybody who has loaded once; a first load shows rows as they come."""
         own = {
             element.partition(".")[0]
@@ -24,7 +21,7 @@ class Atomicity:
             for element in transaction.appended
         }
         for client in world.clients:
-            if not client.up or not world.has_table(client, APPEND_TABLE):
+            if not client.up or not observe.has_table(client.app, APPEND_TABLE):
                 continue
             if not observe.standing(client.app).loaded:
                 continue
@@ -38,6 +35,6 @@ class Atomicity:
                 if seen[group] != wanted[group]:
                     yield f"{client.name} sees {seen[group]} of {wanted[group]} parts of {group}"
 
-    def at_end(self, world: "World") -> Iterable[str]:
+    def at_end(self, world: Observed) -> Iterable[str]:
         """The same, of all."""
         return self.during(world)

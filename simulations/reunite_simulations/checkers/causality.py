@@ -12,12 +12,9 @@ Source: Adya, "Weak Consistency" (1999); Jepsen's causal tests.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from reunite_simulations.checkers import Observed, rejected_elements
 from reunite_simulations.history import Outcome, Read, Transaction
-
-if TYPE_CHECKING:
-    from reunite_simulations.world import World
 
 
 class Causality:
@@ -25,13 +22,13 @@ class Causality:
 
     promise = "causal order"
 
-    def during(self, world: "World") -> Iterable[str]:
+    def during(self, world: Observed) -> Iterable[str]:
         """Nothing before the end."""
         return ()
 
-    def at_end(self, world: "World") -> Iterable[str]:
+    def at_end(self, world: Observed) -> Iterable[str]:
         """Every cycle that is not allowed."""
-        rejected = world.rejected_elements()
+        rejected = rejected_elements(world)
         writers: dict[str, Transaction] = {}
         for transaction in world.history.transactions:
             for element in transaction.appended:
@@ -68,7 +65,11 @@ class Causality:
                         past_of_element[element] = past
                         past |= bit[element]
             past_of_session[session] = past
-        authors = world.authors()
+        authors = {
+            element: transaction.client
+            for transaction in world.history.transactions
+            for element in transaction.appended
+        }
         # What a file had pending that was copied, or went back, may be refused here and not there.
         alone = {e for e in rejected if authors.get(e) not in world.twins | world.rolled_back}
         for read in world.history.reads:

@@ -1,13 +1,10 @@
 """Constraints hold at the relay, and what they cost somebody is visible to him."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from reunite_simulations import observe
+from reunite_simulations.checkers import Observed
 from reunite_transport.client_session import GaveUp
-
-if TYPE_CHECKING:
-    from reunite_simulations.world import World
 
 
 class Constraints:
@@ -15,12 +12,12 @@ class Constraints:
 
     promise = "constraints hold"
 
-    def during(self, world: "World") -> Iterable[str]:
+    def during(self, world: Observed) -> Iterable[str]:
         """Ask SQLite itself."""
         for table, rowid, parent, _ in world.store.execute("PRAGMA foreign_key_check"):
             yield f"row {rowid} of {table!r} at the relay refers to no row of {parent!r}"
 
-    def at_end(self, world: "World") -> Iterable[str]:
+    def at_end(self, world: Observed) -> Iterable[str]:
         """The same, and every rejection that was told is kept."""
         yield from self.during(world)
         for client in world.clients:

@@ -1,12 +1,9 @@
 """Convergence: who has the same commits has the same documents and tables."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from reunite_simulations import observe
-
-if TYPE_CHECKING:
-    from reunite_simulations.world import World
+from reunite_simulations.checkers import Observed
 
 
 class Convergence:
@@ -18,7 +15,7 @@ class Convergence:
     def __init__(self) -> None:
         self._digest_by_seq: dict[int, tuple[str, str]] = {}
 
-    def during(self, world: "World") -> Iterable[str]:
+    def during(self, world: Observed) -> Iterable[str]:
         """Compare all that stand at the same commit."""
         for client in world.clients:
             if not client.up:
@@ -32,7 +29,7 @@ class Convergence:
             if found != known[0]:
                 yield f"{client.name} and {known[1]} differ at commit {standing.seq}"
 
-    def at_end(self, world: "World") -> Iterable[str]:
+    def at_end(self, world: Observed) -> Iterable[str]:
         """Everybody holds what the relay holds, in documents and in tables."""
         stated = observe.stated(world.store)
         for client in world.clients:

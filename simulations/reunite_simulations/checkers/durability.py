@@ -5,14 +5,11 @@ unless it was rejected or its file lost its end.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from reunite_simulations import observe
+from reunite_simulations.checkers import Observed, rejected_elements
 from reunite_simulations.history import Outcome
 from reunite_simulations.workload import APPEND_TABLE
-
-if TYPE_CHECKING:
-    from reunite_simulations.world import World
 
 
 class Durability:
@@ -20,24 +17,24 @@ class Durability:
 
     promise = "durability"
 
-    def during(self, world: "World") -> Iterable[str]:
+    def during(self, world: Observed) -> Iterable[str]:
         """After any number of crashes, a file has what its app wrote."""
         for client in world.clients:
-            if client.up and world.has_table(client, APPEND_TABLE):
+            if client.up and observe.has_table(client.app, APPEND_TABLE):
                 seen = observe.elements(client.app, APPEND_TABLE)
-                missing = self._written(world, client.name) - seen - world.rejected_elements()
+                missing = self._written(world, client.name) - seen - rejected_elements(world)
                 if missing:
                     yield f"{client.name} lost {sorted(missing)[:3]}"
 
-    def at_end(self, world: "World") -> Iterable[str]:
+    def at_end(self, world: Observed) -> Iterable[str]:
         """What was not rejected is at the relay."""
         seen = observe.elements(world.store, APPEND_TABLE)
         for client in world.clients:
-            missing = self._written(world, client.name) - seen - world.rejected_elements()
+            missing = self._written(world, client.name) - seen - rejected_elements(world)
             if missing:
                 yield f"the relay lacks {sorted(missing)[:3]} of {client.name}"
 
-    def _written(self, world: "World", client: str) -> set[str]:
+    def _written(self, world: Observed, client: str) -> set[str]:
         return {
             element
             for transaction in world.history.transactions

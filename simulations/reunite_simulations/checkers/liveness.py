@@ -1,12 +1,9 @@
 """Liveness: once healed, all comes to rest in bounded time: outboxes empty, digests equal."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from reunite_simulations import observe
-
-if TYPE_CHECKING:
-    from reunite_simulations.world import World
+from reunite_simulations.checkers import Observed
 
 
 class Liveness:
@@ -14,13 +11,13 @@ class Liveness:
 
     promise = "liveness"
 
-    def during(self, world: "World") -> Iterable[str]:
+    def during(self, world: Observed) -> Iterable[str]:
         """A client that says it cannot go on, though nothing was asked of its user."""
         for client in world.clients:
             if client.stopped is not None:
                 yield f"{client.name} stopped for good: {client.stopped.code}: {client.stopped}"
 
-    def at_end(self, world: "World") -> Iterable[str]:
+    def at_end(self, world: Observed) -> Iterable[str]:
         """Everybody is at rest."""
         yield from self.during(world)
         (head,) = world.store.execute("SELECT seq FROM _reunite_head").fetchone()

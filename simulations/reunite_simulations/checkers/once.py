@@ -5,10 +5,8 @@ second time without an effect. Of one replica it stands once.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from reunite_simulations.world import World
+from reunite_simulations.checkers import Observed
 
 
 class ExactlyOnce:
@@ -16,7 +14,7 @@ class ExactlyOnce:
 
     promise = "exactly-once effect"
 
-    def during(self, world: "World") -> Iterable[str]:
+    def during(self, world: Observed) -> Iterable[str]:
         """Ask the store."""
         for nonce, count in world.store.execute(
             "SELECT nonce, count(*) FROM _reunite_changesets GROUP BY replica, nonce"
@@ -29,6 +27,6 @@ class ExactlyOnce:
         ):
             yield f"replica {replica:x} has {count} accepted changesets and a last one of {last}"
 
-    def at_end(self, world: "World") -> Iterable[str]:
+    def at_end(self, world: Observed) -> Iterable[str]:
         """The same."""
         return self.during(world)

@@ -7,17 +7,15 @@ so the value that a cell has in the end names its write.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from reunite.cells.register import Value
 from reunite.keys import stored_key
 from reunite.schema import Table, default_value
 from reunite_simulations import observe
+from reunite_simulations.checkers import Observed, rejections
 from reunite_simulations.history import Key, Outcome, Verb, Write
 from reunite_simulations.workload import is_free, occurs_once
-
-if TYPE_CHECKING:
-    from reunite_simulations.world import World
 
 # Two edits that are closer than this in true time may win in either order: measured clocks differ
 # by up to a second without being corrected.
@@ -51,13 +49,13 @@ class Registers:
 
     promise = "no lost update"
 
-    def during(self, world: "World") -> Iterable[str]:
+    def during(self, world: Observed) -> Iterable[str]:
         """Nothing before the end: whoever has not heard of an edit yet may hold an older one."""
         return ()
 
-    def at_end(self, world: "World") -> Iterable[str]:
+    def at_end(self, world: Observed) -> Iterable[str]:
         """Every cell holds the value of an edit that no other replaced."""
-        rejected = {(table, str(key)) for table, key, _, _ in world.rejections()}
+        rejected = {(table, str(key)) for table, key, _, _ in rejections(world)}
         by_row: dict[tuple[str, Key], _Row] = {}
         for transaction in world.history.transactions:
             if transaction.outcome is Outcome.REFUSED:
@@ -71,7 +69,7 @@ class Registers:
             yield from self._table(world, table, by_row)
 
     def _table(
-        self, world: "World", table: Table, by_row: Mapping[tuple[str, Key], _Row]
+        self, world: Observed, table: Table, by_row: Mapping[tuple[str, Key], _Row]
     ) -> Iterable[str]:
         held = observe.rows(world.store, table)
         initial = world.initial.get(table.name, {})
@@ -111,7 +109,7 @@ def _note(row: _Row, write: Write, at: float, certain: bool, client: str) -> Non
 
 
 def _cell(
-    world: "World", value: Value, started: Value, default: Value, edits: Sequence[_Edit]
+    world: Observed, value: Value, started: Value, default: Value, edits: Sequence[_Edit]
 ) -> Iterable[str]:
     # What many write says nothing of who wrote it.
     if value is None or value == default:

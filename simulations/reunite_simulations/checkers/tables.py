@@ -1,14 +1,11 @@
 """Table == document: every row of a tracked table equals its document, or the image kept of it."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from reunite.keys import pack_key
 from reunite.verify import verify
 from reunite_simulations import observe
-
-if TYPE_CHECKING:
-    from reunite_simulations.world import World
+from reunite_simulations.checkers import Observed
 
 
 class Tables:
@@ -16,14 +13,14 @@ class Tables:
 
     promise = "table == document"
 
-    def during(self, world: "World") -> Iterable[str]:
+    def during(self, world: Observed) -> Iterable[str]:
         """Every client that is up."""
         for client in world.clients:
             if client.up:
                 for difference in verify(client.app)[:3]:
                     yield f"{client.name}: {difference}"
 
-    def at_end(self, world: "World") -> Iterable[str]:
+    def at_end(self, world: Observed) -> Iterable[str]:
         """Clients and the relay."""
         yield from self.during(world)
         alive = observe.living(observe.stated(world.store))
