@@ -4,14 +4,16 @@
 #   make demo     see three replicas drift apart and merge
 #   make test     the test suite, in parallel; WORKERS=4 sets how many
 #   make check    lint, format and types
+#   make soak     real processes under faults for half an hour; SOAK_MINUTES=5 sets how long
 #   make bench    the benchmarks
 #   make clean    remove what the others made
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := demo
-.PHONY: demo test check bench clean FORCE
+.PHONY: demo test check soak bench clean FORCE
 
 WORKERS ?= auto
+SOAK_MINUTES ?= 30
 BIN := .venv/bin
 # A virtual environment holds its own path: one that was moved or copied is made again.
 MOVED := $(if $(filter-out yes,$(shell test "$$(cat .venv/made-at 2>/dev/null)" = "$$(pwd -P)" && echo yes || echo no)),FORCE)
@@ -27,6 +29,9 @@ check: .venv/develops
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/pyright
+
+soak: .venv/runs
+	@$(BIN)/python -m tests.e2e.soak --minutes $(SOAK_MINUTES)
 
 bench: .venv/runs
 	@$(BIN)/python -m benchmarks.run

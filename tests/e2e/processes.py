@@ -3,11 +3,12 @@
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from tests.e2e.world import SECONDS_MAX
@@ -24,14 +25,20 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def relay_process(postgres_url: str, port: int = 0) -> AsyncIterator[tuple[Process, str]]:
-    """`reunite relay` on a Postgres: the process and its address. Killed at the end."""
-    process = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).with_name("reunite")),
-        *("relay", "--postgres", postgres_url, "--port", str(port), "--json", "--create-tables"),
-        stdout=PIPE,
-        cwd=REPOSITORY,
-    )
+async def relay_process(
+    postgres_url: str, port: int = 0, *, log: Path | None = None
+) -> AsyncIterator[tuple[Process, str]]:
+    """`reunite relay` on a Postgres: the process and its address. Killed at the end. What it says
+    goes to the end of `log`, or where ours goes."""
+    with ExitStack() as stack:
+        process = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).with_name("reunite")),
+            *("relay", "--postgres", postgres_url, "--port", str(port)),
+            *("--json", "--create-tables"),
+            stdout=PIPE,
+            stderr=stack.enter_context(log.open("ab")) if log is not None else None,
+            cwd=REPOSITORY,
+        )
     try:
         assert process.stdout is not None
         async with asyncio.timeout(SECONDS_MAX):
@@ -43,8 +50,18 @@ async def relay_process(postgres_url: str, port: int = 0) -> AsyncIterator[tuple
 
 async def client_process(file: Path, url: str, prefix: str) -> Process:
     """A client that writes rows without pause and prints each that was written."""
+    return await _client("writing_client", str(file), url, prefix)
+
+
+async def mixed_client_process(*arguments: object) -> Process:
+    """A client with a journal, see `mixed_client`: it writes until its stdin ends."""
+    return await _client("mixed_client", *map(str, arguments))
+
+
+async def _client(module: str, *arguments: str) -> Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.e2e.writing_client", str(file), url, prefix),
+        *(sys.executable, "-m", f"tests.e2e.{module}", *arguments),
+        stdin=PIPE,
         stdout=PIPE,
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -56,3 +73,23 @@ async def kill(process: Process) -> None:
     if process.returncode is None:
         process.kill()
     await process.wait()
+
+
+def crash_postgres(data: Path, number: signal.Signals = signal.SIGQUIT) -> int:
+    """End the Postgres in a folder at once, as `pg_ctl stop -m immediate` does; with SIGKILL its
+    processes are left to notice by themselves. Returns its process id."""
+    postmaster = int((data / "cluster" / "postmaster.pid").read_text().splitlines()[0])
+    os.kill(postmaster, number)
+    return postmaster
+
+
+def has_ended(number: int) -> bool:
+    """True when a process is gone, or is a zombie that nobody collects."""
+    try:
+        os.kill(number, 0)
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return state == "Z"

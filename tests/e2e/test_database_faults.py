@@ -1,9 +1,7 @@
 """Postgres that is killed and comes back: clients and relay recover without anybody's help."""
 
 import asyncio
-import os
 import random
-import signal
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 from reunite import Database
 from reunite_transport import Sync
 from reunite_transport.relay.embedded import EmbeddedPostgres
+from tests.e2e.processes import crash_postgres, has_ended
 from tests.e2e.world import (
     assert_converged,
     make,
@@ -23,25 +22,6 @@ from tests.e2e.world import (
 
 ENTRY = "CREATE TABLE entry (id INTEGER PRIMARY KEY, token TEXT NOT NULL)"
 CRASHES = 3
-
-
-def crash(data: Path) -> int:
-    """End a Postgres at once, as `pg_ctl stop -m immediate` does; returns its process id."""
-    number = int((data / "cluster" / "postmaster.pid").read_text().splitlines()[0])
-    os.kill(number, signal.SIGQUIT)
-    return number
-
-
-def has_ended(number: int) -> bool:
-    """True when a process is gone, or is a zombie that nobody collects."""
-    try:
-        os.kill(number, 0)
-        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return state == "Z"
 
 
 def test_postgres_may_be_killed_and_restarted_under_load(tmp_path: Path) -> None:
@@ -70,7 +50,7 @@ def test_postgres_may_be_killed_and_restarted_under_load(tmp_path: Path) -> None
             await settle(*syncs)
             for _ in range(CRASHES):
                 await asyncio.sleep(chance.random() / 2)  # any moment
-                number = crash(data)
+                number = crash_postgres(data)
                 await until(partial(has_ended, number), "the end of Postgres")
                 await asyncio.sleep(chance.random() / 2)
                 again = EmbeddedPostgres(data)
