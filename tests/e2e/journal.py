@@ -101,6 +101,11 @@ def read_journals(client: str, paths: Sequence[Path]) -> Account:
     return account
 
 
+def count_returned(paths: Sequence[Path]) -> int:
+    """How many transactions have returned by now."""
+    return sum(line.get("outcome") == Outcome.RETURNED for path in paths for line in _lines(path))
+
+
 def _transaction(client: str, line: Mapping[str, Any]) -> Transaction:
     # One session through all lives: a killed process takes back nothing that its user saw.
     return Transaction(

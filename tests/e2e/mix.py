@@ -76,6 +76,7 @@ async def run_mix(settings: Settings, folder: Path) -> Report:
         await strike(mix, settings.seed, settings.seconds, settings.at_once)
         mix.look_for_the_dead()
         mix.heal()
+        await mix.stop_writing()
         commits = await mix.come_to_rest()
         mix.look_for_the_dead()
         for client in mix.clients:

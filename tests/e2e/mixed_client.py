@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 # Between two steps of an app, in the mean.
 STEP_SECONDS: Final = 0.08
-READS: Final = 0.2
+READS: Final = 0.4
 # One life of one client writes no more values than this, and lives no more often than a thousand
 # times; five bytes hold them all.
 VALUES_OF_LIFE: Final = 10_000_000

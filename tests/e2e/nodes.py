@@ -8,17 +8,21 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from reunite_simulations import observe
 from reunite_transport.relay.embedded import EmbeddedPostgres
+from tests.e2e.journal import count_returned
 from tests.e2e.processes import kill, mixed_client_process, relay_process
 from tests.e2e.proxy import Proxy
-from tests.e2e.world import SECONDS_MAX, fetch
+from tests.e2e.world import SECONDS_MAX, fetch, until
 
 # A healed world comes to rest in a second or two; reached only by one that does not.
 REST_SECONDS_MAX: Final = 60.0
+# Of each client, in a run.
+WRITES_MIN: Final = 10
 # Rows that answer each other do so at once.
 QUIET_SECONDS: Final = 1.5
 # Nobody listens on port 0.
@@ -176,22 +180,29 @@ class Mix:
                 self.violations.append(f"no fault of ours: {said}")
 
     def heal(self) -> None:
-        """All is well from now on, and nobody writes."""
+        """All is well from now on."""
         self.note("healed")
         for client in self.clients:
             client.proxy.heal()
+
+    async def stop_writing(self) -> None:
+        """Let nobody write any more, when everybody has written something: apps that start on a
+        busy machine may not have come to it yet."""
+        for client in self.clients:
+            await until(partial(_has_written, client), f"{client.name} writes", REST_SECONDS_MAX)
             client.let_rest()
+        self.note("nobody writes")
 
     async def come_to_rest(self) -> int:
         """Wait until nothing is left to do; returns how many commits there were after that."""
-        until = time.monotonic() + REST_SECONDS_MAX
+        latest = time.monotonic() + REST_SECONDS_MAX
         head = await self._head()
-        while time.monotonic() < until:
+        while time.monotonic() < latest:
             if all(rests(client.file, head) for client in self.clients):
                 break
             await asyncio.sleep(0.1)
             head = await self._head()
-        self.note("at rest" if time.monotonic() < until else "not at rest")
+        self.note("at rest" if time.monotonic() < latest else "not at rest")
         await asyncio.sleep(QUIET_SECONDS)
         return await self._head() - head
 
@@ -199,6 +210,10 @@ class Mix:
         ((head,),) = await fetch(self.server.url, "SELECT seq FROM _reunite_head")
         assert isinstance(head, int)
         return head
+
+
+def _has_written(client: ClientNode) -> bool:
+    return count_returned(client.journals) >= WRITES_MIN
 
 
 def rests(file: Path, head: int) -> bool:

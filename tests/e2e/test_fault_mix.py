@@ -26,7 +26,6 @@ def test_every_promise_holds_under_a_mix_of_faults(tmp_path: Path) -> None:
         f"seed {SEED}, files in {tmp_path}; for another such run:"
         f" REUNITE_MIX_SEED={SEED} python -m pytest {__file__}"
     )
-    assert report.judgement.transactions["returned"] > 100
     assert len(report.faults) > 5
 
 
