@@ -123,3 +123,24 @@ def test_tables_that_are_tracked_while_a_description_is_unanswered_are_described
     pushed = played.say(played.register(*asked[2]))
     assert [type(message) for message in pushed] == [Push, Push, Push]
     assert not played.has_ended()
+
+
+@pytest.mark.parametrize(
+    ("waited_ms", "relay_ahead_ms", "offset_ms"),
+    [
+        (10_000, 10_000, 0),  # the relay's database was away, and the clocks agree
+        (10_000, 0, 0),  # the answer was long on its way
+        (200, 0, 0),
+        (200, -60_000, 60_100),
+        (10_000, 70_000, -65_000),
+    ],
+)
+def test_a_clock_is_wrong_when_waiting_does_not_explain_it(
+    waited_ms: int, relay_ahead_ms: int, offset_ms: int, peer: Peer
+) -> None:
+    played = Played(peer)
+    welcome = replace(WELCOME, sent_ms=START_MS, now_ms=START_MS + relay_ahead_ms)
+    played.session.receive(encode(welcome), START_MS + waited_ms)
+    assert not played.has_ended()
+    with peer.replica.transaction() as state:
+        assert state.meta.offset_ms == offset_ms
