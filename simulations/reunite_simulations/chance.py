@@ -54,3 +54,8 @@ class EventChance(random.Random):
     def _lots(self, some: Sequence[N]) -> list[float]:
         salt = self.getrandbits(32)
         return [random.Random(f"{salt} {each.name}").random() for each in some]
+
+
+def named_events(words: str) -> frozenset[str]:
+    """The events of a list of names, with commas between; `none` is for no event at all."""
+    return frozenset(each.strip() for each in words.split(",")) - {"", "none"}

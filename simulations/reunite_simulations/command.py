@@ -1,13 +1,15 @@
 """The command `reunite simulate`: worlds on the user's own schema, as many seeds as wanted."""
 
 import json
+import logging
 import sqlite3
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 import typer
 from rich.console import Console
@@ -15,12 +17,19 @@ from rich.table import Table
 
 from reunite.errors import FileError, UsageError
 from reunite_simulations import faults
+from reunite_simulations.chance import named_events
+from reunite_simulations.failure import command_line, commit, history, told
 from reunite_simulations.report import page
-from reunite_simulations.simulate import own_schema, run_seeds
-from reunite_simulations.world import Report, Settings
+from reunite_simulations.seeds import own_schema, run_seed
+from reunite_simulations.shrink import shrink
+from reunite_simulations.world import Report, Settings, World
 from reunite_transport.console import counted
 
 FAULTS_HELP: Final = f"Which may happen, with commas: {', '.join(faults.GROUPS)}, all, none."
+
+# How often the progress is told: at a terminal, and where lines stay.
+EVERY_SECONDS: Final = 0.2
+EVERY_SECONDS_ELSEWHERE: Final = 5.0
 
 
 def simulate(
@@ -34,8 +43,14 @@ def simulate(
     relays: Annotated[int, typer.Option(min=1, max=20, help="Relays that share a store.")] = 2,
     minutes: Annotated[float, typer.Option(min=0.1, help="Virtual minutes until all heals.")] = 60,
     seed: Annotated[int | None, typer.Option(help="Run this seed only.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Run seeds 1 to this one.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Run seeds 1 to this one.")] = 100,
     fault_names: Annotated[str, typer.Option("--faults", metavar="LIST", help=FAULTS_HELP)] = "all",
+    only: Annotated[
+        str | None, typer.Option(metavar="EVENTS", help="Let only these happen; needs --seed.")
+    ] = None,
+    shrink_seconds: Annotated[
+        float, typer.Option(min=0, help="How long to look for a shorter history of a failure.")
+    ] = 120,
     report: Annotated[
         Path | None, typer.Option(metavar="out.html", help="Write a page about the last seed.")
     ] = None,
@@ -46,7 +61,8 @@ def simulate(
     """Run your schema through partitions, crashes and wrong clocks, in virtual time.
 
     Everything is production's code; one seed decides all. Exits with 1 when a promise was broken,
-    and names the seed, which can be run again. Nothing outside a temporary folder is written.
+    with the seed, the commit, the shortest history that was found and the command that replays it.
+    Ctrl-C ends it with what was done so far. Nothing outside a temporary folder is written.
 
     \b
     Examples:
@@ -68,25 +84,41 @@ def simulate(
         minutes=minutes,
         faults=drawn,
     )
+    if only is not None:
+        if seed is None:
+            raise UsageError("--only names events of one seed: give --seed too")
+        settings = replace(settings, only=named_events(only))
     numbers = [seed] if seed is not None else list(range(1, seeds + 1))
+    # What relays log would come between the lines of the progress.
+    logging.getLogger("reunite_transport").addHandler(logging.NullHandler())
     total = _Total()
-    progress = Console(stderr=True)
-    began = time.monotonic()
-    with progress.status("") as status:
-        for made in run_seeds(settings, numbers):
-            total.add(made)
-            status.update(total.line(len(numbers), time.monotonic() - began))
-            if made.violations:
-                break
-    assert total.last is not None
-    if report is not None:
-        report.write_text(page(total.last, settings), encoding="utf-8")
+    interrupted = False
+    try:
+        with _Progress(total, len(numbers)) as progress:
+            for number in numbers:
+                total.add(run_seed(replace(settings, seed=number), progress.show))
+                if total.violations:
+                    break
+            if total.violations and shrink_seconds:
+                progress.say(f"seed {number} broke a promise; looking for a shorter history")
+                assert total.last is not None
+                total.small = shrink(total.last, seconds=shrink_seconds)
+    except KeyboardInterrupt:
+        interrupted = True
+    if report is not None and total.last is not None:
+        report.write_text(page(total.small or total.last, settings), encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(total.facts()))
+        typer.echo(json.dumps(total.facts(schema)))
     else:
         _print(total, report)
     if total.violations:
+        made = total.small or total.last
+        assert made is not None
+        for line in told(made, command_line(made.settings, schema)):
+            typer.echo(line, err=True)
         raise typer.Exit(1)
+    if interrupted:
+        raise typer.Exit(130)
 
 
 class _Total:
@@ -100,6 +132,8 @@ class _Total:
         self.checks: Counter[str] = Counter()
         self.violations: list[dict[str, object]] = []
         self.last: Report | None = None
+        # Of the last, when it failed and was shrunk.
+        self.small: Report | None = None
         self._hash = sha256()
 
     def add(self, made: Report) -> None:
@@ -116,17 +150,9 @@ class _Total:
         ]
         self.last = made
 
-    def line(self, of: int, seconds: float) -> str:
-        """How far it is."""
-        return (
-            f"seed {len(self.seeds)} of {of}, {self.hours:.1f} simulated hours,"
-            f" {counted(sum(self.faults.values()), 'fault')},"
-            f" {counted(sum(self.checks.values()), 'check')}, {seconds:.0f} s"
-        )
-
-    def facts(self) -> dict[str, object]:
+    def facts(self, schema: Path | None) -> dict[str, object]:
         """For a program."""
-        return {
+        facts: dict[str, object] = {
             "seeds": self.seeds,
             "simulated_hours": round(self.hours, 3),
             "rows_written": self.rows,
@@ -135,6 +161,55 @@ class _Total:
             "checks": dict(self.checks),
             "violations": self.violations,
         }
+        made = self.small or self.last
+        if made is not None and made.violations:
+            facts["failure"] = {
+                "commit": commit(),
+                "history": history(made),
+                "replay": command_line(made.settings, schema),
+            }
+        return facts
+
+
+class _Progress:
+    """The line that says how far it is: over and over at a terminal, now and then elsewhere."""
+
+    def __init__(self, total: _Total, of: int) -> None:
+        self._total = total
+        self._of = of
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        self._status = self._console.status("")
+        self._began = time.monotonic()
+        self._shown = self._began
+
+    def __enter__(self) -> Self:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._status.stop()
+
+    def show(self, world: World) -> None:
+        """Say how far it is, while a world runs."""
+        now, total = time.monotonic(), self._total
+        every = EVERY_SECONDS if self._console.is_terminal else EVERY_SECONDS_ELSEWHERE
+        if now - self._shown < every:
+            return
+        self._shown = now
+        struck = sum(total.faults.values()) + sum(world.faults.values())
+        checked = sum(total.checks.values()) + sum(world.checks.values())
+        self.say(
+            f"{len(total.seeds)} of {counted(self._of, 'seed')} done,"
+            f" {total.hours + world.simulated_hours:.1f} simulated hours,"
+            f" {counted(struck, 'fault')}, {counted(checked, 'check')}, {now - self._began:.0f} s"
+        )
+
+    def say(self, line: str) -> None:
+        """Put a line where the last one was, or below it."""
+        if self._console.is_terminal:
+            self._status.update(line)
+        else:
+            typer.echo(line, err=True)
 
 
 def _print(total: _Total, report: Path | None) -> None:
@@ -150,16 +225,8 @@ def _print(total: _Total, report: Path | None) -> None:
         f"{counted(len(total.seeds), 'seed')}, {total.hours:.1f} simulated hours of a replica,"
         f" {counted(total.rows, 'row')} written"
     )
-    if report is not None:
+    if report is not None and total.seeds:
         typer.echo(f"the page about seed {total.seeds[-1]} is {report}")
-    for violation in total.violations[:20]:
-        typer.echo(
-            f"seed {violation['seed']} at {violation['at']:.1f} s, {violation['promise']}:"
-            f" {violation['message']}",
-            err=True,
-        )
-    if total.violations:
-        typer.echo(f"run it again with --seed {total.violations[0]['seed']}", err=True)
     sys.stdout.flush()
 
 

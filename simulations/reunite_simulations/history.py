@@ -49,7 +49,8 @@ class Write:
 class Transaction:
     """One transaction of an app, and the event that it was. `own` went through the engine's API, as
     one changeset; others are writes of a program that knows nothing of it. `appended` are the
-    elements it added to the append-only lists, `read` what it saw there before."""
+    elements it added to the append-only lists, `read` what it saw there before. `statements` are
+    the SQL of what it wrote, `refusal` the error when it was refused."""
 
     event: str
     client: str
@@ -59,9 +60,16 @@ class Transaction:
     writes: Sequence[Write] = ()
     appended: Sequence[str] = ()
     read: frozenset[str] = frozenset()
+    statements: Sequence[str] = ()
     outcome: Outcome = Outcome.UNKNOWN
+    refusal: str = ""
     # Written before a loss of power or a restored backup that may have taken it back.
     doubtful: bool = False
+
+    @property
+    def rows_written(self) -> int:
+        """As far as it is known: a user's own transaction says only what SQL it ran."""
+        return len(self.writes) + len(self.appended) or len(self.statements)
 
 
 @dataclass(slots=True)
@@ -75,11 +83,30 @@ class Read:
 
 
 @dataclass(slots=True)
+class Strike:
+    """One fault, the event that it was, and the names of those whom it befell."""
+
+    event: str
+    kind: str
+    at: float
+    picked: Sequence[str]
+
+
+@dataclass(slots=True)
 class History:
-    """All transactions and reads, in true order."""
+    """All transactions, reads and faults, in true order."""
 
     transactions: list[Transaction] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
+    strikes: list[Strike] = field(default_factory=list)
+    # When the relays' database last went back to a backup: what was written before comes back row
+    # by row, not by the transactions that wrote it.
+    restored_at: float = -1.0
+
+    @property
+    def events(self) -> Sequence[Transaction | Strike]:
+        """What could be left out of this history, in true order."""
+        return sorted([*self.transactions, *self.strikes], key=lambda each: each.at)
 
     def begin(self, event: str, client: str, life: int, at: float, *, own: bool) -> Transaction:
         """A new transaction, whose outcome is not known yet."""

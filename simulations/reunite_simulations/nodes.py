@@ -10,8 +10,8 @@ off. What the process would have done after that instant reaches nobody.
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -154,6 +154,21 @@ class Client:
             for listener in list(self._listeners):
                 listener()
         return result
+
+    @contextmanager
+    def overheard(self) -> Iterator[list[str]]:
+        """The SQL that the app runs meanwhile, with its values."""
+        said: list[str] = []
+
+        def note(statement: str) -> None:
+            said.append(statement)
+            self._count(statement)
+
+        self.app.set_trace_callback(note)
+        try:
+            yield said
+        finally:
+            self.app.set_trace_callback(self._count if self.crash_after is not None else None)
 
     def track(self, tables: Sequence[str]) -> None:
         """Take tables into sync."""

@@ -45,7 +45,7 @@ class Mix:
 
 
 @dataclass
-class Workload:
+class RandomWrites:
     """The random writes of one transaction over tables. Its own values count up from `values`, so
     that they are its own whichever other transactions there are."""
 
@@ -54,7 +54,7 @@ class Workload:
     mix: Mix
     values: int
 
-    def writes(self, conn: sqlite3.Connection) -> list[Write]:
+    def some(self, conn: sqlite3.Connection) -> list[Write]:
         """Write some rows on an app's connection, inside its transaction. Raises sqlite3.Error
         where the database refuses; the caller rolls back."""
         done: list[Write] = []

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import random
 import sqlite3
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,19 +22,17 @@ from reunite.schema import Table, read_table, table_names
 from reunite_simulations import faults, observe
 from reunite_simulations.chance import EventChance
 from reunite_simulations.checkers import Checker, all_checkers
-from reunite_simulations.history import History, Outcome, Read
+from reunite_simulations.history import History, Outcome, Read, Strike
 from reunite_simulations.network import Network
 from reunite_simulations.nodes import EPOCH_MS, Client, Clock, Crashed, RelayNode, copy_files
-from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE, Mix, Workload
+from reunite_simulations.transactions import Workload, transact
+from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE, Mix
 from reunite_transport.client_session import Event, GaveUp, Live, Received
 
 # How often the checkers look on, and how long a healed world may take to come to rest.
 LOOK_SECONDS: Final = 10.0
 REST_SECONDS_MAX: Final = 400.0
 QUIET_SECONDS: Final = 30.0
-# So many values are one transaction's own, and one client's.
-VALUES_OF_TRANSACTION: Final = 10_000
-VALUES_OF_CLIENT: Final = 1_000_000_000
 # A relay keeps what it is told; the report keeps this many events.
 EVENTS_MAX: Final = 50_000
 
@@ -49,12 +47,12 @@ class Settings:
     replicas: int = 5
     relays: int = 2
     minutes: float = 5.0
-    # The events that happen, as `client1:5` and `crash:2`; None for all.
-    only: frozenset[str] | None = None
     faults: tuple[str, ...] = tuple(faults.FAULTS)
     swarm: bool = True
+    # The events that happen, as `client1:5` and `crash:2`; None for all.
+    only: frozenset[str] | None = None
     writes_per_minute: float = 8.0
-    mix: Mix = field(default_factory=Mix)
+    workload: Workload = field(default_factory=Mix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +75,9 @@ class Happening:
 
 @dataclass
 class Report:
-    """What came of a seed."""
+    """What came of a seed. `history` is all that an outside observer saw."""
 
+    settings: Settings
     seed: int
     trace_hash: str
     simulated_hours: float
@@ -88,13 +87,20 @@ class Report:
     checks: Mapping[str, int]
     violations: Sequence[Violation]
     happenings: Sequence[Happening]
+    history: History
 
 
 class World:
     """One seed's world; `live` runs it."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        """`folder` is empty and takes the files."""
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        on_look: Callable[["World"], None] = lambda _: None,
+    ) -> None:
+        """`folder` is empty and takes the files; `on_look` is called at every look."""
+        self.on_look = on_look
         self.settings = settings
         self.folder = folder
         self.network = Network(settings.seed, self.note)
@@ -126,6 +132,11 @@ class World:
         """Virtual seconds since the world began."""
         return asyncio.get_running_loop().time()
 
+    @property
+    def simulated_hours(self) -> float:
+        """How long all replicas together have lived."""
+        return self.now() / 3600 * len(self.clients)
+
     def true_ms(self) -> int:
         """The true time, in milliseconds since 1970."""
         return EPOCH_MS + int(self.now() * 1000)
@@ -149,6 +160,7 @@ class World:
         """Note that a fault begins."""
         self.faults[name] = self.faults.get(name, 0) + 1
         self.clocks_were_wrong |= name == "clock"
+        self.history.strikes.append(Strike(chance.event, name, self.now(), chance.picked))
         self.note("fault", name)
 
     # What checkers ask.
@@ -253,13 +265,14 @@ class World:
         for task in striking:
             task.cancel()
         await asyncio.gather(*striking, return_exceptions=True)
-        hours = self.now() / 3600 * len(self.clients)
+        hours = self.simulated_hours
         if not self.violations:
             await self._heal()
             await self._come_to_rest()
             self._check(at_end=True)
         self._end()
         return Report(
+            settings=self.settings,
             seed=self.settings.seed,
             trace_hash=self._hash.hexdigest(),
             simulated_hours=hours,
@@ -269,6 +282,7 @@ class World:
             checks=self.checks,
             violations=self.violations,
             happenings=self.happenings,
+            history=self.history,
         )
 
     def _prepare(self) -> None:
@@ -331,38 +345,24 @@ class World:
                 self._transact(client, chance)
 
     def _transact(self, client: Client, chance: EventChance) -> None:
-        mix = self.settings.mix
-        own_tables = [table for table in self._tables if table.name != APPEND_TABLE]
-        values = client.place * VALUES_OF_CLIENT + chance.number * VALUES_OF_TRANSACTION
-        workload = Workload(own_tables, chance, mix, values)
-        own = chance.random() >= mix.strangers
-        appends = chance.random() < mix.appends
-        made = self.history.begin(chance.event, client.name, client.session, self.now(), own=own)
-
-        def work(conn: sqlite3.Connection) -> None:
-            made.read = observe.elements(conn, APPEND_TABLE)
-            if appends:
-                made.appended = workload.append(conn)
-            if not appends or chance.random() < 0.3:
-                made.writes = workload.writes(conn)
-
+        tables = [table for table in self._tables if table.name != APPEND_TABLE]
         try:
-            client.write(work, own=own)
+            made = transact(client, chance, self.settings.workload, tables, self.history)
         except Crashed:
             self.died(client)
-        except (sqlite3.Error, ReuniteError) as error:
-            made.outcome = Outcome.REFUSED
-            self.note("refused", client.name, type(error).__name__)
+            return
+        if made.outcome is Outcome.REFUSED:
+            self.note("refused", client.name, made.refusal)
         else:
-            made.outcome = Outcome.RETURNED
-            self.rows_written += len(made.writes) + len(made.appended)
-            self.note("wrote", client.name, own, len(made.writes), list(made.appended))
+            self.rows_written += made.rows_written
+            self.note("wrote", client.name, made.own, made.rows_written, list(made.appended))
 
     async def _look_on(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self._look()
             self._check()
+            self.on_look(self)
 
     def _look(self) -> None:
         up = [client for client in self.clients if client.up]

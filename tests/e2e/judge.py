@@ -18,7 +18,7 @@ from reunite.schema import Table, quoted, read_table, table_names
 from reunite_simulations import observe
 from reunite_simulations.checkers import all_checkers
 from reunite_simulations.history import History, Key
-from reunite_simulations.simulate import own_schema
+from reunite_simulations.seeds import own_schema
 from reunite_simulations.workload import APPEND_SQL
 from reunite_transport.client_session import Event
 from tests.e2e.journal import read_journals

@@ -26,8 +26,8 @@ from reunite.schema import read_table, table_names
 from reunite_simulations import observe
 from reunite_simulations.history import Outcome
 from reunite_simulations.history import Transaction as Noted
-from reunite_simulations.simulate import own_schema
-from reunite_simulations.workload import APPEND_TABLE, Mix, Workload
+from reunite_simulations.seeds import own_schema
+from reunite_simulations.workload import APPEND_TABLE, Mix, RandomWrites
 from reunite_transport import Sync, sync, websocket
 from tests.e2e.journal import Journal
 
@@ -87,7 +87,7 @@ class App:
         with closing(sqlite3.connect(":memory:")) as conn:
             conn.executescript(own_schema())
             tables = [read_table(conn, name) for name in table_names(conn)]
-        self._workload = Workload(tables, self._chance, self._mix, first_value)
+        self._workload = RandomWrites(tables, self._chance, self._mix, first_value)
         self._steps = 0
 
     async def live(self, quiet: asyncio.Event, end: asyncio.Event) -> None:
@@ -141,7 +141,7 @@ class App:
         if appends:
             noted.appended = self._workload.append(conn)
         if not appends or self._chance.random() < 0.3:
-            noted.writes = self._workload.writes(conn)
+            noted.writes = self._workload.some(conn)
         noted.at = time.monotonic()
         self._journal.begun(noted, since)
 

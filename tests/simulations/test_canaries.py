@@ -4,7 +4,7 @@ import pytest
 
 from reunite_simulations import faults
 from reunite_simulations.canaries import CANARIES
-from reunite_simulations.simulate import own_schema, run_seed
+from reunite_simulations.seeds import own_schema, run_seed
 from reunite_simulations.world import Settings
 
 SEED_BY_CANARY = {

@@ -10,6 +10,7 @@ from reunite_simulations import observe
 from reunite_simulations.checkers import Observed, rejected_elements
 from reunite_simulations.history import Outcome
 from reunite_simulations.workload import APPEND_TABLE
+from reunite_transport.client_session import Refilling
 
 
 class Durability:
@@ -25,6 +26,13 @@ class Durability:
                 missing = self._written(world, client.name) - seen - rejected_elements(world)
                 if missing:
                     yield f"{client.name} lost {sorted(missing)[:3]}"
+            if world.history.restored_at < 0:
+                # The files may well give it back; it was acknowledged all the same.
+                yield from (
+                    f"the relay has lost what {client.name} knows of it, and nobody restored it"
+                    for event in client.events
+                    if isinstance(event, Refilling)
+                )
 
     def at_end(self, world: Observed) -> Iterable[str]:
         """What was not rejected is at the relay."""

@@ -1,0 +1,111 @@
+"""What is said of a failure: what broke, in which commit, the history, and how to see it again."""
+
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from reunite_simulations.faults import FAULTS
+from reunite_simulations.history import Outcome, Transaction
+from reunite_simulations.world import Report, Settings
+
+# A longer statement or message is cut.
+WORDS_MAX: Final = 300
+
+
+class Broken(AssertionError):
+    """A promise was broken; `report` is about the smallest world in which it is."""
+
+    def __init__(self, report: Report, again: str) -> None:
+        """`again` is what to do to see it again."""
+        super().__init__("\n".join(told(report, again)))
+        self.report = report
+
+
+def told(report: Report, again: str) -> Iterator[str]:
+    """The lines about a failure."""
+    for violation in report.violations[:20]:
+        yield _cut(
+            f"seed {report.seed} at {violation.at:.1f} s, {violation.promise}: {violation.message}"
+        )
+    yield f"commit {commit()}"
+    yield f"the shortest history that was found, {len(report.history.events)} events:"
+    yield from history(report)
+    yield f"run it again: {again}"
+
+
+def history(report: Report) -> Sequence[str]:
+    """Transactions and faults, a line each."""
+    lines = []
+    for each in report.history.events:
+        if isinstance(each, Transaction):
+            lines.append(f"{each.at:8.2f} s  {each.event:14} {_transaction(each)}")
+        else:
+            what = (FAULTS[each.kind][0].__doc__ or "").strip().partition("\n")[0]
+            whom = ", ".join(each.picked)
+            lines.append(
+                _cut(f"{each.at:8.2f} s  {each.event:14} {whom + ': ' * bool(whom)}{what}")
+            )
+    return lines
+
+
+def _transaction(made: Transaction) -> str:
+    who = "the app" if made.own else "another program"
+    ended = {
+        Outcome.RETURNED: "",
+        Outcome.REFUSED: f", refused ({made.refusal})",
+        Outcome.UNKNOWN: ", and its process dies",
+    }
+    words = [_cut(" ".join(each.split())) for each in made.statements]
+    return f"{who}{ended[made.outcome]}: {'; '.join(words) or 'nothing'}"
+
+
+def command_line(settings: Settings, schema: Path | None = None) -> str:
+    """The command that runs a world again. `schema` is the file that its schema is of."""
+    words = ["reunite", "simulate"]
+    if settings.database is not None:
+        words += ["--database", str(settings.database)]
+    elif schema is not None:
+        words += ["--schema", str(schema)]
+    words += ["--seed", str(settings.seed), "--replicas", str(settings.replicas)]
+    words += ["--relays", str(settings.relays), "--minutes", f"{settings.minutes:.10g}"]
+    words += ["--faults", ",".join(settings.faults) or "none"]
+    if settings.only is not None:
+        words += ["--only", _events(settings)]
+    return shlex.join(words)
+
+
+def call(settings: Settings) -> str:
+    """The Python call that does, for a test's own schema and workload."""
+    return (
+        f"simulate(schema, workload, {','.join(settings.faults) or 'none'!r}, {settings.seed},"
+        f" replicas={settings.replicas}, relays={settings.relays}, minutes={settings.minutes:.10g},"
+        f" only={_events(settings)!r})"
+    )
+
+
+def commit() -> str:
+    """The commit of this code, with a mark if it was changed since; or its version."""
+    here = Path(__file__).parent
+    try:
+        # Code that was installed below somebody's checkout is not of that checkout.
+        _git(here, "ls-files", "--error-unmatch", __file__)
+        return _git(here, "describe", "--always", "--dirty", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return f"of version {version('reunite')}"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
+
+
+def _events(settings: Settings) -> str:
+    return ",".join(sorted(settings.only or ())) or "none"
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= WORDS_MAX else words[: WORDS_MAX - 3] + "..."
