@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +16,7 @@ from reunite_transport.relay.embedded import EmbeddedPostgres
 from tests.e2e.journal import count_returned
 from tests.e2e.processes import kill, mixed_client_process, relay_process
 from tests.e2e.proxy import Proxy
-from tests.e2e.world import SECONDS_MAX, fetch, until
+from tests.e2e.world import SECONDS_MAX, fetch
 
 # A healed world comes to rest in a second or two; reached only by one that does not.
 REST_SECONDS_MAX: Final = 60.0
@@ -188,8 +187,13 @@ class Mix:
     async def stop_writing(self) -> None:
         """Let nobody write any more, when everybody has written something: apps that start on a
         busy machine may not have come to it yet."""
+        latest = time.monotonic() + REST_SECONDS_MAX
+        while hesitant := [client.name for client in self.clients if not _has_written(client)]:
+            if time.monotonic() > latest:
+                self.violations.append(f"liveness: {hesitant} hardly wrote")
+                break
+            await asyncio.sleep(0.1)
         for client in self.clients:
-            await until(partial(_has_written, client), f"{client.name} writes", REST_SECONDS_MAX)
             client.let_rest()
         self.note("nobody writes")
 

@@ -20,12 +20,10 @@ SEED = int(os.environ.get("REUNITE_MIX_SEED", "1"))
 
 
 def test_every_promise_holds_under_a_mix_of_faults(tmp_path: Path) -> None:
+    print(f"for another such run: REUNITE_MIX_SEED={SEED} python -m pytest {__file__}")
     report = asyncio.run(run_mix(Settings(seed=SEED), tmp_path))
     print(report.told())
-    assert not report.violations, (
-        f"seed {SEED}, files in {tmp_path}; for another such run:"
-        f" REUNITE_MIX_SEED={SEED} python -m pytest {__file__}"
-    )
+    assert not report.violations, f"seed {SEED}, files in {tmp_path}"
     assert len(report.faults) > 5
 
 
