@@ -75,7 +75,10 @@ def forget(state: State, tables: Sequence[Table]) -> None:
                 ids[column.name] = state.meta.provisional
                 moved[cell_key(column.id)] = cell_key(state.meta.provisional)
         table = known.table.renumbered(ids) if known.tracked else known.table
-        changed = replace(known, table=table, remote=now)
+        # What is left of it, so that `take_registry` sees what is new.
+        left = tuple(c for c in known.remote.columns if c.id not in stale)
+        remote = replace(known.remote, columns=left) if now else None
+        changed = replace(known, table=table, remote=remote)
         save_table(state.conn, changed)
         state.tables[known.id] = changed
         _rekey_outbox(state, known.id, moved)

@@ -12,8 +12,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from reunite.schema import quoted
 from reunite_simulations.chance import EventChance
 from reunite_simulations.network import Weather
+from reunite_simulations.nodes import Crashed, copy_files
+from reunite_simulations.workload import APPEND_TABLE
 
 if TYPE_CHECKING:
     from reunite_simulations.nodes import Client, RelayNode
@@ -75,6 +78,7 @@ async def slow(world: "World", chance: EventChance) -> None:
     nodes: list[Client | RelayNode] = [*world.clients, *world.relays]
     name = chance.pick(nodes).name
     world.network.slow[name] = chance.uniform(0.05, 1.0)
+    world.note("slow", name)
     await chance.pause(5, 40)
     world.network.slow.pop(name, None)
 
@@ -93,6 +97,7 @@ async def clock(world: "World", chance: EventChance) -> None:
         now = client.clock()
         client.clock.drift = chance.uniform(-0.01, 0.01)
         client.clock.offset_ms += now - client.clock()
+    world.note("clock", client.name, client.clock() - world.true_ms())
 
 
 async def crash(world: "World", chance: EventChance) -> None:
@@ -119,6 +124,7 @@ async def disk(world: "World", chance: EventChance) -> None:
         return
     life = client.lives
     client.limit_pages(chance.randint(0, 3))
+    world.note("disk", client.name)
     await chance.pause(2, 30)
     if client.up and client.lives == life:
         client.limit_pages(None)
@@ -157,6 +163,7 @@ async def locked(world: "World", chance: EventChance) -> None:
         # Another such program may hold it already.
         with suppress(sqlite3.OperationalError):
             stranger.execute("BEGIN IMMEDIATE")
+            world.note("locked", client.name)
         await chance.pause(0.1, 10)
     finally:
         stranger.close()
@@ -180,10 +187,38 @@ async def relay_roll(world: "World", chance: EventChance) -> None:
         await world.start_relay(relay)
 
 
+async def relay_restore(world: "World", chance: EventChance) -> None:
+    """The relays' database breaks, and a backup of it takes its place."""
+    backup = world.folder / f"relay-backup{chance.number}.db"
+    copy_files(world.folder / "relay.db", backup)
+    await chance.pause(5, 60)
+    await world.restore_store(backup)
+    await chance.pause(0.1, 10)
+    for relay in world.relays:
+        await world.start_relay(relay)
+
+
+async def migrate(world: "World", chance: EventChance) -> None:
+    """One client's app is updated, and adds a column; the others have it later, or never."""
+    client = _pick_up(world, chance)
+    if client is None or not world.has_table(client, APPEND_TABLE):
+        return
+    table = chance.choice(world.own_tables(client))
+    name = f"added{chance.randrange(3)}"
+    if table.column(name) is None:
+        # The disk may be full, or somebody else writing.
+        with suppress(sqlite3.Error, Crashed):
+            client.alive(
+                client.app.execute, f"ALTER TABLE {quoted(table.name)} ADD COLUMN {name} TEXT"
+            )
+            world.note("migrated", client.name, table.name, name)
+
+
 async def roam(world: "World", chance: EventChance) -> None:
     """A client goes to another relay."""
     client = chance.pick(world.clients)
     client.relay = chance.pick(world.relays).name
+    world.note("roam", client.name, client.relay)
     for connection in list(world.network.connections.values()):
         if connection.client_end.name == client.name:
             connection.client_end.vanish()
@@ -214,6 +249,8 @@ FAULTS: Final[Mapping[str, tuple[Fault, float, str]]] = {
     "relay-crash": (relay_crash, 60.0, "relay"),
     "relay-roll": (relay_roll, 90.0, "relay"),
     "roam": (roam, 60.0, "relay"),
+    "relay-restore": (relay_restore, 200.0, "relay"),
+    "migrate": (migrate, 60.0, "schema"),
 }
 GROUPS: Final = tuple(dict.fromkeys(group for _, _, group in FAULTS.values()))
 

@@ -3,7 +3,7 @@
 import hashlib
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from reunite.cells.register import Value
@@ -20,6 +20,7 @@ class Standing:
     """How a client's file stands."""
 
     seq: int
+    token: bytes
     loaded: bool
     queued: int
     waiting: int
@@ -31,13 +32,14 @@ def standing(conn: sqlite3.Connection) -> Standing:
     """Read it in one statement, so of one moment."""
     row = conn.execute(
         "SELECT (SELECT value FROM _reunite_meta WHERE name = 'seq'),"
+        " (SELECT value FROM _reunite_meta WHERE name = 'token'),"
         " (SELECT value FROM _reunite_meta WHERE name = 'loaded'),"
         " (SELECT count(*) FROM _reunite_changesets) + (SELECT count(*) FROM _reunite_log),"
         " (SELECT count(*) FROM _reunite_inbox),"
         " (SELECT count(*) FROM _reunite_rows WHERE mark = 'blocked'),"
         " (SELECT count(*) FROM _reunite_rows WHERE mark IS NOT NULL)"
     ).fetchone()
-    return Standing(row[0], bool(row[1]), *row[2:])
+    return Standing(row[0], row[1], bool(row[2]), *row[3:])
 
 
 def bases(conn: sqlite3.Connection) -> Documents:
@@ -75,6 +77,22 @@ def has_table(conn: sqlite3.Connection, table: str) -> bool:
         "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
     ).fetchone()
     return found is not None
+
+
+def shape_is_known(conn: sqlite3.Connection) -> bool:
+    """Whether the engine has looked at a file since its schema changed."""
+    (seen,) = conn.execute(
+        "SELECT value FROM _reunite_meta WHERE name = 'schema_version'"
+    ).fetchone()
+    (now,) = conn.execute("PRAGMA schema_version").fetchone()
+    return bool(seen == now)
+
+
+def shared(conn: sqlite3.Connection, table: Table) -> Table:
+    """The table with those of its columns that a file has."""
+    found = conn.execute("SELECT name FROM pragma_table_info(?)", (table.name,)).fetchall()
+    names = {name for (name,) in found}
+    return replace(table, columns=tuple(c for c in table.columns if c.name in names))
 
 
 def rows(conn: sqlite3.Connection, table: Table) -> dict[tuple[Value, ...], tuple[Value, ...]]:

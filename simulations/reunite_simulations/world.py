@@ -12,7 +12,7 @@ import itertools
 import random
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -174,8 +174,13 @@ class World:
         return self._store
 
     def tables(self) -> Sequence[Table]:
-        """The schema's tables and the append-only lists."""
-        return self._tables
+        """The schema's tables and the append-only lists, with the columns that apps have added."""
+        return [self._grown(table) for table in self._tables]
+
+    def own_tables(self, client: Client) -> Sequence[Table]:
+        """The schema's tables as one client has them."""
+        names = [table.name for table in self._tables if table.name != APPEND_TABLE]
+        return [read_table(client.app, name) for name in names]
 
     def has_table(self, client: Client, table: str) -> bool:
         """Whether a client has a table yet."""
@@ -226,6 +231,18 @@ class World:
         if not relay.up:
             await relay.start()
             self.note("started", relay.name)
+
+    async def restore_store(self, backup: Path) -> None:
+        """Let the relays' database go back to a backup, with all relays stopped."""
+        while up := [relay for relay in self.relays if relay.up]:
+            for relay in up:
+                await relay.kill()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        copy_files(backup, self.folder / "relay.db")
+        self.history.restored_at = self.now()
+        self.note("restored", backup.name)
 
     def add_copy(self, client: Client, chance: EventChance) -> None:
         """Use a copy of a client's file as a client of its own."""
@@ -284,6 +301,12 @@ class World:
             happenings=self.happenings,
             history=self.history,
         )
+
+    def _grown(self, table: Table) -> Table:
+        known = {column.name for column in table.columns}
+        found = read_table(self.store, table.name).columns
+        added = tuple(column for column in found if column.name not in known)
+        return replace(table, columns=table.columns + added)
 
     def _prepare(self) -> None:
         settings = self.settings
@@ -345,7 +368,7 @@ class World:
                 self._transact(client, chance)
 
     def _transact(self, client: Client, chance: EventChance) -> None:
-        tables = [table for table in self._tables if table.name != APPEND_TABLE]
+        tables = self.own_tables(client)
         try:
             made = transact(client, chance, self.settings.workload, tables, self.history)
         except Crashed:

@@ -29,10 +29,12 @@ class Causality:
     def at_end(self, world: Observed) -> Iterable[str]:
         """Every cycle that is not allowed."""
         rejected = rejected_elements(world)
+        restored_at = world.history.restored_at
         writers: dict[str, Transaction] = {}
         for transaction in world.history.transactions:
             for element in transaction.appended:
-                if transaction.own and element not in rejected and not transaction.doubtful:
+                certain = transaction.own and not transaction.doubtful
+                if certain and transaction.at > restored_at and element not in rejected:
                     writers[element] = transaction
         # By sets as bits: all elements that a session, or a transaction, has in its past.
         bit = {element: 1 << place for place, element in enumerate(writers)}
@@ -68,10 +70,12 @@ class Causality:
         authors = {
             element: transaction.client
             for transaction in world.history.transactions
+            if transaction.at > restored_at
             for element in transaction.appended
         }
         # What a file had pending that was copied, or went back, may be refused here and not there.
-        alone = {e for e in rejected if authors.get(e) not in world.twins | world.rolled_back}
+        among = world.twins | world.rolled_back
+        alone = {e for e in rejected if e in authors and authors[e] not in among}
         for read in world.history.reads:
             aborted = {e for e in read.seen & alone if authors[e] != read.client}
             if aborted:

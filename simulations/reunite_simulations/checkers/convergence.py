@@ -13,7 +13,7 @@ class Convergence:
     promise = "convergence"
 
     def __init__(self) -> None:
-        self._digest_by_seq: dict[int, tuple[str, str]] = {}
+        self._digest_by_commit: dict[tuple[int, bytes], tuple[str, str]] = {}
 
     def during(self, world: Observed) -> Iterable[str]:
         """Compare all that stand at the same commit."""
@@ -25,7 +25,8 @@ class Convergence:
             if not standing.loaded or standing.waiting or client.name in world.unsettled:
                 continue
             found = observe.digest(observe.bases(client.app).items())
-            known = self._digest_by_seq.setdefault(standing.seq, (found, client.name))
+            commit = standing.seq, standing.token
+            known = self._digest_by_commit.setdefault(commit, (found, client.name))
             if found != known[0]:
                 yield f"{client.name} and {known[1]} differ at commit {standing.seq}"
 
@@ -38,14 +39,11 @@ class Convergence:
                 names = sorted({n for n, _ in held.items() ^ stated.items()})
                 yield f"{client.name}: {len(names)} documents differ from the relay's: {names[:3]}"
         for table in world.tables():
-            first = observe.rows(world.clients[0].app, table)
-            relays = observe.rows(world.store, table)
-            if first != relays:
-                keys = sorted({key for key, _ in first.items() ^ relays.items()}, key=repr)
-                yield f"table {table.name!r} differs between a client and the relay: {keys[:3]}"
-            for client in world.clients[1:]:
-                own = observe.rows(client.app, table)
-                if own != first:
-                    keys = sorted({key for key, _ in first.items() ^ own.items()}, key=repr)
-                    shown = [(key, first.get(key), own.get(key)) for key in keys[:3]]
+            for client in world.clients:
+                common = observe.shared(client.app, table)
+                held_rows = observe.rows(client.app, common)
+                relays = observe.rows(world.store, common)
+                if held_rows != relays:
+                    keys = sorted({k for k, _ in held_rows.items() ^ relays.items()}, key=repr)
+                    shown = [(key, held_rows.get(key), relays.get(key)) for key in keys[:3]]
                     yield f"table {table.name!r} differs on {client.name}: {shown}"

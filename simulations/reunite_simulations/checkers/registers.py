@@ -88,12 +88,15 @@ class Registers:
                 continue
             before = initial.get(key)
             for place, column, default in columns:
-                started = before[place] if before is not None else None
+                # A column that was added later had nothing.
+                had = before is not None and place < len(before)
+                started = before[place] if before is not None and had else None
+                # What was written and deleted between two folds was never more than a delete.
+                deleted = [write.before.get(column) for write, _, _ in row.deletes]
+                edits = row.edits.get(column, ())
                 yield from (
                     f"{name} {key} {column}: {said}"
-                    for said in _cell(
-                        world, values[place], started, default, row.edits.get(column, ())
-                    )
+                    for said in _cell(world, values[place], started, default, edits, deleted)
                 )
 
 
@@ -109,7 +112,12 @@ def _note(row: _Row, write: Write, at: float, certain: bool, client: str) -> Non
 
 
 def _cell(
-    world: Observed, value: Value, started: Value, default: Value, edits: Sequence[_Edit]
+    world: Observed,
+    value: Value,
+    started: Value,
+    default: Value,
+    edits: Sequence[_Edit],
+    deleted: Sequence[Value],
 ) -> Iterable[str]:
     # What many write says nothing of who wrote it.
     if value is None or value == default:
@@ -124,6 +132,8 @@ def _cell(
     if own and not world.clocks_were_wrong:
         last = max(edit.at for edit in own)
         for edit in edits:
-            if edit.certain and edit.at > last + CLOSE_SECONDS and edit.value != default:
+            if edit.value == default or edit.value in deleted:
+                continue
+            if edit.certain and edit.at > last + CLOSE_SECONDS:
                 yield f"{value!r} is older than {edit.value!r} of {edit.client}, and won"
                 return

@@ -16,12 +16,16 @@ class Tables:
     def during(self, world: Observed) -> Iterable[str]:
         """Every client that is up."""
         for client in world.clients:
-            if client.up:
+            # A migration is noticed by the next that the engine does, and shows until then.
+            if client.up and observe.shape_is_known(client.app):
                 for difference in verify(client.app)[:3]:
                     yield f"{client.name}: {difference}"
 
     def at_end(self, world: Observed) -> Iterable[str]:
         """Clients and the relay."""
+        for client in world.clients:
+            if not observe.shape_is_known(client.app):
+                yield f"{client.name} has not noticed that its schema changed"
         yield from self.during(world)
         alive = observe.living(observe.stated(world.store))
         for table in world.tables():
