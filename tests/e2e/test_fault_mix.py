@@ -42,11 +42,12 @@ def remains(tmp_path_factory: pytest.TempPathFactory) -> Remains:
         "liveness": "UPDATE _reunite_head SET seq = seq + 1",
         "convergence": "DELETE FROM _reunite_documents WHERE tbl = 1",
         "durability": "DELETE FROM simulated_append WHERE part = 0",
-        "no lost update": "UPDATE todo SET title = 'nobody wrote this'",
+        "no lost update": "UPDATE list SET name = 'x'; UPDATE todo SET title = 'x';"
+        " UPDATE person SET name = 'x'; UPDATE \"event log\" SET what = 'x'",
         "exactly-once effect": "INSERT INTO _reunite_changesets SELECT replica, number + 1, nonce"
         " FROM _reunite_changesets",
-        "table == document": "DELETE FROM assigned; DELETE FROM todo",
-        "constraints hold": "UPDATE todo SET list_id = -1",
+        "table == document": "INSERT INTO list (id, name) VALUES (-1, 'x')",
+        "constraints hold": "INSERT INTO todo (id, list_id, title) VALUES (-1, -1, 'x')",
     }.items(),
 )
 def test_what_is_wrong_at_the_relay_is_seen(

@@ -57,13 +57,21 @@ class Registers:
         """Every cell holds the value of an edit that no other replaced."""
         rejected = {(table, str(key)) for table, key, _, _ in rejections(world)}
         by_row: dict[tuple[str, Key], _Row] = {}
-        for transaction in world.history.transactions:
+        # What is captured at once and ends with a row's deletion is a deletion, whatever was edited
+        # before: one transaction of the engine's, or several of other programs.
+        deleted_by_strangers: set[tuple[str, str, Key]] = set()
+        for transaction in reversed(world.history.transactions):
             if transaction.outcome is Outcome.REFUSED:
                 continue
-            for write in transaction.writes:
+            deleted = set() if transaction.own else deleted_by_strangers
+            for write in reversed(transaction.writes):
                 row = by_row.setdefault((write.table, write.key), _Row())
+                captured = transaction.client, write.table, write.key
                 certain = transaction.outcome is Outcome.RETURNED and not transaction.doubtful
                 certain = certain and (write.table, str(stored_key(write.key))) not in rejected
+                certain = certain and captured not in deleted
+                if write.verb is Verb.DELETE:
+                    deleted.add(captured)
                 _note(row, write, transaction.at, certain, transaction.client)
         for table in world.tables():
             yield from self._table(world, table, by_row)
