@@ -106,7 +106,9 @@ def simulate(
     except KeyboardInterrupt:
         interrupted = True
     if report is not None and total.last is not None:
-        report.write_text(page(total.small or total.last, settings), encoding="utf-8")
+        shown = total.small or total.last
+        again = command_line(shown.settings, schema)
+        report.write_text(page(shown, again), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(total.facts(schema)))
     else:

@@ -53,6 +53,8 @@ class Counts:
     replayed: int = 0
     resets: int = 0
     by_node: dict[str, int] = field(default_factory=dict)
+    # Frames and bytes by sender, receiver and tenth of a second.
+    traffic: dict[tuple[str, str, int], tuple[int, int]] = field(default_factory=dict)
 
 
 class Network:
@@ -86,7 +88,7 @@ class Network:
 
     def cut(self, one: str, other: str, *, back: bool = True) -> None:
         """Part two nodes; with `back` in both directions."""
-        self.note("cut", one, other)
+        self.note("cut", one, other, back)
         self.silent.add((one, other))
         if back:
             self.silent.add((other, one))
@@ -222,6 +224,9 @@ class Socket:
         counts.frames += 1
         counts.bytes += len(frame)
         counts.by_node[self.name] = counts.by_node.get(self.name, 0) + len(frame)
+        link = (self.name, self.peer, int(asyncio.get_running_loop().time() * 10))
+        frames, size = counts.traffic.get(link, (0, 0))
+        counts.traffic[link] = (frames + 1, size + len(frame))
         self._transmit(frame)
         up = self is self._connection.client_end
         replay = network.weather.replay

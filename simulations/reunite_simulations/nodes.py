@@ -181,12 +181,15 @@ class Client:
             self._torn = self._tear(cut)
         torn = self._torn
         self._end()
+        if cut is not None:
+            self.world.note("power", self.name)
         self.session += cut is not None
         self._move_to(torn)
 
     def restore(self, backup: Path) -> None:
         """Replace the file by a backup, with the process ended."""
         self._end()
+        self.world.note("backup", self.name)
         self.session += 1
         self._move_to(backup)
 
@@ -353,6 +356,7 @@ class RelayNode:
 
     async def stop(self) -> None:
         """Stop in order, as a new version is rolled out."""
+        self.world.note("rolled", self.name)
         service, self.service = self.service, None
         self.world.network.stop_listening(self.name)
         if service is not None:
@@ -363,6 +367,7 @@ class RelayNode:
 
     async def kill(self) -> None:
         """End the process at once; what its transaction held is gone."""
+        self.world.note("died", self.name)
         service, self.service = self.service, None
         self.world.network.stop_listening(self.name)
         store, self._store = self._store, None

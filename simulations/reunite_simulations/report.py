@@ -1,181 +1,287 @@
 """The report: one HTML page about one seed, which needs nothing beside itself.
 
-A lane for each client and relay, partitions shaded, what happened as marks that say more when the
-pointer rests on them; below, how many different contents there were, and how much was queued.
+What came of the world, its timeline (`timeline`), what became of edits that did not know of each
+other (`conflicts`), what was rejected, the faults that struck and the promises that were checked.
+Every text from outside is escaped, every list bounded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from typing import Final
 
-from reunite_simulations.world import Happening, Report, Settings
+from reunite_simulations.conflicts import Merged, Overwritten, Side
+from reunite_simulations.failure import history
+from reunite_simulations.faults import FAULTS
+from reunite_simulations.lanes import (
+    Scale,
+    clock,
+    node_names,
+    row_name,
+    scale_of,
+    short,
+    value_text,
+)
+from reunite_simulations.seeds import own_schema
+from reunite_simulations.timeline import ZOOMS, legend, symbols, timeline
+from reunite_simulations.world import EVENTS_MAX, Happening, Report
+from reunite_transport.console import counted
 
-WIDTH: Final = 1400
-LANE: Final = 26
-LEFT: Final = 130
-# Marks by kind: a colour, and how far from the lane's middle.
-MARKS: Final = {
-    "wrote": ("#2a7", -5),
-    "refused": ("#a80", -5),
-    "received": ("#37c", 5),
-    "rejected": ("#c22", 0),
-    "died": ("#000", 0),
-    "started": ("#888", 0),
-    "live": ("#9cf", 8),
-    "replay": ("#c6c", 8),
-    "copied": ("#a0a", 0),
-    "stopped": ("#f00", 0),
-}
+# What a table shows; the rest is counted.
+LINES_MAX: Final = 50
+ROWS_OF_REJECTION_MAX: Final = 5
+VIOLATIONS_MAX: Final = 20
+# A failure's last events; a history that is short is shown at once.
+HISTORY_MAX: Final = 200
+HISTORY_OPEN_MAX: Final = 30
 
 
-def page(report: Report, settings: Settings) -> str:
-    """The page's HTML."""
-    names = _names(report.happenings)
-    end = max((happening.at for happening in report.happenings), default=1.0) or 1.0
-    height = LANE * len(names) + 30
-    broken = "".join(
-        f"<li>{v.at:.1f} s, <b>{escape(v.promise)}</b>: {escape(v.message)}</li>"
-        for v in report.violations
-    )
+def page(report: Report, again: str) -> str:
+    """The page's HTML. `again` is the command that runs the world again."""
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>reunite simulate, seed {report.seed}</title>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Seed {report.seed}: {escape(_verdict(report))}</title>
 <style>
-body {{ font: 14px system-ui, sans-serif; margin: 24px; color: #222 }}
-table {{ border-collapse: collapse; margin-right: 40px; display: inline-table }}
-td, th {{ padding: 2px 10px 2px 0; text-align: left; vertical-align: top }}
-svg {{ background: #fafafa; border: 1px solid #ddd; max-width: 100%; height: auto }}
-.bad {{ color: #b00 }} h2 {{ font-size: 16px; margin-top: 28px }}
-</style>
-<h1>Seed {report.seed}</h1>
-<p>{len(names)} nodes, {report.simulated_hours:.2f} simulated hours of a replica,
-{report.transactions:,} transactions, {report.rows_written:,} rows written; trace
-<code>{report.trace_hash[:16]}</code>.
-{'<b class="bad">A promise was broken.</b>' if broken else "Every promise was kept."}</p>
-<ul class="bad">{broken}</ul>
-<h2>What happened</h2>
-<p>{" ".join(_legend())} shaded: cut off from a relay</p>
-<svg viewBox="0 0 {WIDTH} {height}" role="img">
-{"".join(_lanes(names))}{"".join(_cuts(report.happenings, names, end))}
-{"".join(_marks(report.happenings, names, end))}{"".join(_axis(end, height))}
-</svg>
-<h2>Different contents, and changesets queued, over time</h2>
-<svg viewBox="0 0 {WIDTH} 150" role="img">{"".join(_curves(report.happenings, end))}
-{"".join(_axis(end, 150))}</svg>
-<h2>Counts</h2>
-{_table("fault", report.faults)}{_table("promise checked", report.checks)}
-<h2>Rejected</h2>
-<table><tr><th>at</th><th>client</th><th>reason</th><th>rows</th></tr>
-{"".join(_rejected(report.happenings))}</table>
-<p>Run it again: <code>reunite simulate --seed {report.seed} --replicas {settings.replicas}
---relays {settings.relays} --minutes {settings.minutes:g}
---faults {",".join(settings.faults)}</code> with the same schema.</p></html>
+{_part("report.css")}</style>
+</head>
+<body>
+{symbols()}
+<main>
+{_heading(report)}
+<h2 id="timeline">What happened</h2>
+<p class="soft">Rest the pointer on anything, or touch it, to see what it was. What a node sent or
+wrote stands above its line, what came in hangs below. The shading of a client that is cut off has
+one strip for each relay.{_cut_short(report)}</p>
+<div class="bar"><ul class="legend">{legend()}</ul>
+<div class="zoom" role="group" aria-label="Zoom">{_zooms()}</div></div>
+{timeline(report)}
+<h2>What became of it</h2>
+{_conflicts(report)}
+{_rejections(report)}
+<div class="columns">
+<section><h2>Faults</h2>{_faults(report.faults)}</section>
+<section><h2>Promises</h2>{_promises(report)}</section>
+</div>
+<h2>Run it again</h2>
+<code class="again">{escape(again)}</code>
+<p class="soft">One seed is one history: the same code makes the trace
+<code>{report.trace_hash[:16]}</code> of it every time.</p>
+</main>
+<script>
+{_part("report.js")}</script>
+</body>
+</html>
 """
 
 
-def _names(happenings: Sequence[Happening]) -> dict[str, int]:
-    found = {
-        str(fact)
-        for happening in happenings
-        for fact in happening.facts[:2]
-        if isinstance(fact, str) and fact.startswith(("client", "relay")) and "-" not in fact[:7]
-        if happening.kind not in ("fault", "violation")
+def _part(name: str) -> str:
+    return files("reunite_simulations").joinpath(name).read_text(encoding="utf-8")
+
+
+def _verdict(report: Report) -> str:
+    return "A promise was broken" if report.violations else "Every promise was kept"
+
+
+def _heading(report: Report) -> str:
+    settings = report.settings
+    names = node_names(report.happenings)
+    relays = sum(name.startswith("relay") for name in names)
+    kind = "broken" if report.violations else "kept"
+    sign = "M8 8L16 16M16 8L8 16" if report.violations else "M6.5 12.5L10.5 16.5L17.5 8"
+    where = "the simulator's own schema" if settings.schema == own_schema() else "your schema"
+    if settings.database is not None:
+        where = settings.database.name
+    facts = {
+        "simulated": f"{report.simulated_hours:.2f} h",
+        "transactions": f"{report.transactions:,}",
+        "rows written": f"{report.rows_written:,}",
+        "faults": f"{sum(report.faults.values()):,}",
+        "checks": f"{sum(report.checks.values()):,}",
+        "edits merged": f"{len(report.conflicts.merged):,}",
+        "edits overwritten": f"{len(report.conflicts.overwritten):,}",
+        "rejections": f"{len(list(_of(report, 'rejected'))):,}",
     }
-    return {name: place for place, name in enumerate(sorted(found))}
+    tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+    return f"""<header>
+<p class="brand">reunite simulate</p>
+<div class="verdict {kind}"><svg viewBox="0 0 24 24" aria-hidden="true">
+<circle cx="12" cy="12" r="11" fill="currentColor"/>
+<path d="{sign}" fill="none" stroke="var(--paper)" stroke-width="2.4" stroke-linecap="round"
+ stroke-linejoin="round"/></svg>
+<h1>{escape(_verdict(report))}</h1></div>
+<p>Seed <b>{report.seed}</b>: {len(names) - relays} clients and {relays} relays on
+{escape(where)}, {settings.minutes:g} virtual minutes of writes and faults, then time to come to
+rest.</p>
+{_violations(report)}{_history(report)}
+<dl class="facts">{tiles}</dl>
+</header>"""
 
 
-def _x(at: float, end: float) -> float:
-    return LEFT + (WIDTH - LEFT - 20) * at / end
+def _violations(report: Report) -> str:
+    if not report.violations:
+        return ""
+    lines = [
+        f"<li>{_when(each.at, scale_of(report))} <b>{escape(each.promise)}</b>:"
+        f" {escape(short(each.message, 1000))}</li>"
+        for each in report.violations[:VIOLATIONS_MAX]
+    ]
+    if len(report.violations) > VIOLATIONS_MAX:
+        lines.append(f"<li>and {len(report.violations) - VIOLATIONS_MAX:,} more</li>")
+    return f'<ul class="violations">{"".join(lines)}</ul>'
 
 
-def _lanes(names: dict[str, int]) -> Iterator[str]:
-    for name, place in names.items():
-        y = LANE * place + LANE / 2 + 4
-        yield f'<text x="8" y="{y + 4}" font-size="12">{escape(name)}</text>'
-        yield f'<line x1="{LEFT}" x2="{WIDTH - 20}" y1="{y}" y2="{y}" stroke="#ddd"/>'
-
-
-def _cuts(happenings: Sequence[Happening], names: dict[str, int], end: float) -> Iterator[str]:
-    open_since: dict[tuple[object, object], float] = {}
-    for happening in happenings:
-        if happening.kind == "cut":
-            open_since.setdefault((happening.facts[0], happening.facts[1]), happening.at)
-        elif happening.kind in ("mend", "healed"):
-            wanted = {happening.facts[:2], happening.facts[1::-1]}
-            for pair in list(open_since):
-                if happening.kind == "healed" or pair in wanted:
-                    since = open_since.pop(pair)
-                    yield from _shade(pair, since, happening.at, names, end)
-
-
-def _shade(
-    pair: tuple[object, object], since: float, until: float, names: dict[str, int], end: float
-) -> Iterator[str]:
-    for name in map(str, pair):
-        if name.startswith("client") and name in names:
-            left, right = _x(since, end), _x(until, end)
-            yield (
-                f'<rect x="{left:.1f}" y="{LANE * names[name] + 6}" width="{right - left:.1f}"'
-                f' height="{LANE - 4}" fill="#fc9" opacity="0.35">'
-                f"<title>{escape(str(pair[0]))} does not reach {escape(str(pair[1]))},"
-                f" {since:.1f} to {until:.1f} s</title></rect>"
-            )
-
-
-def _marks(happenings: Sequence[Happening], names: dict[str, int], end: float) -> Iterator[str]:
-    for happening in happenings:
-        if happening.kind in MARKS and happening.facts and str(happening.facts[0]) in names:
-            colour, up = MARKS[happening.kind]
-            y = LANE * names[str(happening.facts[0])] + LANE / 2 + 4 + up
-            said = escape(f"{happening.at:.2f} s {happening.kind} {happening.facts}"[:400])
-            yield (
-                f'<circle cx="{_x(happening.at, end):.1f}" cy="{y}" r="2.5" fill="{colour}">'
-                f"<title>{said}</title></circle>"
-            )
-
-
-def _axis(end: float, height: float) -> Iterator[str]:
-    for part in range(11):
-        at = end * part / 10
-        yield (
-            f'<text x="{_x(at, end):.0f}" y="{height - 6}" font-size="10" fill="#888"'
-            f' text-anchor="middle">{at:.0f} s</text>'
-        )
-
-
-def _curves(happenings: Sequence[Happening], end: float) -> Iterator[str]:
-    looks = [happening for happening in happenings if happening.kind == "look"]
-    for place, (name, colour) in enumerate((("different", "#c22"), ("queued", "#37c"))):
-        values = [(look.at, float(str(look.facts[place]))) for look in looks]
-        most = max((value for _, value in values), default=0) or 1
-        points = " ".join(
-            f"{_x(at, end):.1f},{125 - 110 * value / most:.1f}" for at, value in values
-        )
-        yield f'<polyline points="{points}" fill="none" stroke="{colour}"/>'
-        yield (
-            f'<text x="8" y="{20 + 18 * place}" font-size="12" fill="{colour}">{name}:'
-            f" up to {most:.0f}</text>"
-        )
-
-
-def _legend() -> Iterator[str]:
-    for name, (colour, _) in MARKS.items():
-        yield f'<span style="color:{colour}">&#9679;</span> {name}'
-
-
-def _table(title: str, counts: object) -> str:
-    assert isinstance(counts, dict)
-    lines = "".join(
-        f"<tr><td>{escape(str(name))}</td><td>{count:,}</td></tr>"
-        for name, count in sorted(counts.items())
+def _history(report: Report) -> str:
+    """The transactions and faults of a world that broke a promise; they are few when it was made
+    small."""
+    if not report.violations:
+        return ""
+    lines = history(report)
+    shown = "\n".join(lines[-HISTORY_MAX:])
+    before = f"{len(lines) - HISTORY_MAX:,} events before\n" if len(lines) > HISTORY_MAX else ""
+    summary = f"The history: {counted(len(lines), 'event')}"
+    state = " open" if len(lines) <= HISTORY_OPEN_MAX else ""
+    return (
+        f"<details{state}><summary>{summary}</summary>"
+        f'<pre class="again">{escape(before + shown)}</pre></details>'
     )
-    return f"<table><tr><th>{escape(title)}</th><th>times</th></tr>{lines}</table>"
 
 
-def _rejected(happenings: Sequence[Happening]) -> Iterator[str]:
-    for happening in happenings:
-        if happening.kind == "rejected":
-            client, reason, rows = happening.facts
-            yield (
-                f"<tr><td>{happening.at:.1f} s</td><td>{escape(str(client))}</td>"
-                f"<td>{escape(str(reason))}</td><td>{escape(str(rows)[:300])}</td></tr>"
+def _cut_short(report: Report) -> str:
+    if len(report.happenings) < EVENTS_MAX:
+        return ""
+    return f" <b>The page shows the first {EVENTS_MAX:,} events; there were more.</b>"
+
+
+def _zooms() -> str:
+    return "".join(
+        f'<button type="button" value="{times}" aria-pressed="{str(times == 1).lower()}">'
+        f"{times}\N{MULTIPLICATION SIGN}</button>"
+        for times in ZOOMS
+    )
+
+
+def _conflicts(report: Report) -> str:
+    scale = scale_of(report)
+    overwritten, merged = report.conflicts.overwritten, report.conflicts.merged
+    return _table(
+        "Overwritten",
+        "An edit of one cell that gave way to another, neither of which had seen the other.",
+        ("row", "column", "gave way", "to"),
+        [_overwritten(each, scale) for each in overwritten[:LINES_MAX]],
+        len(overwritten),
+    ) + _table(
+        "Merged",
+        "Two edits of one row, neither of which had seen the other, and both are kept.",
+        ("row", "one edit", "the other"),
+        [_merged(each, scale) for each in merged[:LINES_MAX]],
+        len(merged),
+    )
+
+
+def _overwritten(each: Overwritten, scale: Scale) -> Sequence[str]:
+    lost = f"<del>{escape(value_text(each.loser.cells[each.column]))}</del>"
+    won = "<ins>the row was deleted</ins>"
+    if each.winner.cells:
+        won = f"<ins>{escape(value_text(each.winner.cells[each.column]))}</ins>"
+    return (
+        escape(row_name(each.table, each.key)),
+        escape(each.column),
+        f"{_by(each.loser, scale)} {lost}",
+        f"{_by(each.winner, scale)} {won}",
+    )
+
+
+def _merged(each: Merged, scale: Scale) -> Sequence[str]:
+    return (
+        escape(row_name(each.table, each.key)),
+        f"{_by(each.first, scale)} {_cells(each.first)}",
+        f"{_by(each.second, scale)} {_cells(each.second)}",
+    )
+
+
+def _cells(side: Side) -> str:
+    said = ", ".join(f"{name} = {value_text(value)}" for name, value in side.cells.items())
+    return escape(short(said))
+
+
+def _by(side: Side, scale: Scale) -> str:
+    return f'{_when(side.at, scale)} <span class="who">{escape(side.client)}</span>'
+
+
+def _when(at: float, scale: Scale) -> str:
+    return f'<a href="#timeline" data-at="{scale.share(at):.4f}">{clock(at)}</a>'
+
+
+def _rejections(report: Report) -> str:
+    happened = list(_of(report, "rejected"))
+    scale = scale_of(report)
+    lines = []
+    for happening in happened[:LINES_MAX]:
+        client, reason, message, rows = happening.facts
+        assert isinstance(rows, tuple)
+        named = [f"{table} {value_text(key)}" for table, key in rows[:ROWS_OF_REJECTION_MAX]]
+        if len(rows) > ROWS_OF_REJECTION_MAX:
+            named.append(f"and {len(rows) - ROWS_OF_REJECTION_MAX:,} more")
+        lines.append(
+            (
+                f'{_when(happening.at, scale)} <span class="who">{escape(str(client))}</span>',
+                f"<b>{escape(str(reason))}</b>: {escape(short(str(message), 300))}",
+                escape("; ".join(named)),
             )
+        )
+    return _table(
+        "Rejected",
+        "What the relay could not take: taken back, and kept in <code>reunite_rejected</code>.",
+        ("client", "reason", "rows"),
+        lines,
+        len(happened),
+    )
+
+
+def _faults(counts: Mapping[str, int]) -> str:
+    lines = []
+    for name, count in sorted(counts.items()):
+        said = (FAULTS[name][0].__doc__ or "") if name in FAULTS else ""
+        lines.append((escape(name), escape(said.partition("\n")[0]), f"{count:,}"))
+    return _lines(("fault", "what it is", "times"), lines, len(lines))
+
+
+def _promises(report: Report) -> str:
+    broken = {violation.promise for violation in report.violations}
+    lines = [
+        (escape(name), "<b>broken</b>" if name in broken else "kept", f"{count:,}")
+        for name, count in sorted(report.checks.items())
+    ]
+    return _lines(("promise", "it was", "checks"), lines, len(lines))
+
+
+def _table(
+    title: str, said: str, heads: Sequence[str], lines: Iterable[Sequence[str]], count: int
+) -> str:
+    """A section with cells that are HTML already; `said` too."""
+    body = _lines(heads, lines, count)
+    return f'<section><h3>{title}: {count:,}</h3><p class="soft">{said}</p>{body}</section>\n'
+
+
+def _lines(heads: Sequence[str], lines: Iterable[Sequence[str]], count: int) -> str:
+    made = list(lines)
+    if not made:
+        return "<p>None.</p>"
+    kinds = [' class="number"' if name in ("times", "checks") else "" for name in heads]
+    head = "".join(f"<th{kind}>{name}</th>" for kind, name in zip(kinds, heads, strict=True))
+    body = ""
+    for line in made:
+        cells = (f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, line, strict=True))
+        body += f"<tr>{''.join(cells)}</tr>\n"
+    if count > len(made):
+        body += (
+            f'<tr class="more"><td colspan="{len(heads)}">and {count - len(made):,} more</td></tr>'
+        )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _of(report: Report, kind: str) -> Iterator[Happening]:
+    return (happening for happening in report.happenings if happening.kind == kind)

@@ -19,22 +19,23 @@ from typing import Any, Final
 from reunite.cells.register import Value
 from reunite.errors import ReuniteError
 from reunite.schema import Table, read_table, table_names
-from reunite_simulations import faults, observe
+from reunite_simulations import conflicts, faults, observe
 from reunite_simulations.chance import EventChance
 from reunite_simulations.checkers import Checker, all_checkers
+from reunite_simulations.conflicts import Conflicts
 from reunite_simulations.history import History, Outcome, Read, Strike
 from reunite_simulations.network import Network
 from reunite_simulations.nodes import EPOCH_MS, Client, Clock, Crashed, RelayNode, copy_files
 from reunite_simulations.transactions import Workload, transact
 from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE, Mix
-from reunite_transport.client_session import Event, GaveUp, Live, Received
+from reunite_transport.client_session import Acknowledged, Event, GaveUp, Live, Received
 
 # How often the checkers look on, and how long a healed world may take to come to rest.
 LOOK_SECONDS: Final = 10.0
 REST_SECONDS_MAX: Final = 400.0
 QUIET_SECONDS: Final = 30.0
 # A relay keeps what it is told; the report keeps this many events.
-EVENTS_MAX: Final = 50_000
+EVENTS_MAX: Final = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,9 @@ class Report:
     violations: Sequence[Violation]
     happenings: Sequence[Happening]
     history: History
+    # Frames and bytes by sender, receiver and tenth of a second.
+    traffic: Mapping[tuple[str, str, int], tuple[int, int]] = field(default_factory=dict)
+    conflicts: Conflicts = field(default_factory=Conflicts)
 
 
 class World:
@@ -196,11 +200,13 @@ class World:
     def heard(self, client: Client, event: Event) -> None:
         """A client's session says what happened."""
         if isinstance(event, GaveUp):
-            self.note("rejected", client.name, event.reason, [str(row) for row in event.rows])
+            self.note("rejected", client.name, event.reason, event.message, event.rows)
         elif isinstance(event, Live):
             self.note("live", client.name)
         elif isinstance(event, Received) and event.rows:
             self.note("received", client.name, event.rows, event.applied)
+        elif isinstance(event, Acknowledged):
+            self.note("acknowledged", client.name, event.count)
 
     def died(self, client: Client) -> None:
         """A client's process has died; it is started again after a while."""
@@ -287,6 +293,7 @@ class World:
             await self._heal()
             await self._come_to_rest()
             self._check(at_end=True)
+        became = conflicts.found(self)
         self._end()
         return Report(
             settings=self.settings,
@@ -299,6 +306,8 @@ class World:
             checks=self.checks,
             violations=self.violations,
             happenings=self.happenings,
+            traffic=self.network.counts.traffic,
+            conflicts=became,
             history=self.history,
         )
 

