@@ -11,6 +11,7 @@ card.hidden = true;
 document.body.append(card);
 for (const each of document.querySelectorAll(".time [title]")) {
   each.dataset.said = each.title;
+  each.setAttribute("role", "img");
   each.setAttribute("aria-label", each.title);
   each.removeAttribute("title");
 }

@@ -193,7 +193,8 @@ def _mark(name: str, mark: Mark, scale: Scale) -> str:
 
 
 def _icon(kind: str, attributes: str) -> str:
-    return f'<svg class="icon {MARKS[kind][0]}"{attributes}><use href="#{kind}"/></svg>'
+    # What holds the drawing is HTML: browsers show no tooltip for an attribute of an SVG.
+    return f'<i class="icon {MARKS[kind][0]}"{attributes}><svg><use href="#{kind}"/></svg></i>'
 
 
 def _title(first: str, lines: Sequence[str]) -> str:

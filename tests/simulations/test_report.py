@@ -82,6 +82,8 @@ def test_the_page_has_a_lane_for_each_node_and_needs_nothing_beside_itself() -> 
     for _, attributes in elements.found:
         assert attributes.get("href", "#").startswith("#")
         assert "src" not in attributes
+    # A browser shows a tooltip for the attribute of an HTML element only.
+    assert {tag for tag, each in elements.found if "title" in each} == {"i"}
     assert any("sent" in each["title"] for each in elements.of("at"))
     assert any("rows" in each["title"] for each in elements.of("at"))
 
