@@ -53,6 +53,7 @@ def reject(
     outbox.thaw(state, number - 1)
     outbox.renew(state, changeset.id)
     if reason == CLOCK_AHEAD:
+        _withdraw_offers(state, changeset)
         restamp(state)
         return []
     entries = changeset.entries()
@@ -102,6 +103,23 @@ def mark_known(state: State, known: Sequence[tuple[int, int]], *, counted_from: 
                 "UPDATE _reunite_changesets SET number = ?, seq = ? WHERE id = ?",
                 (number, seq, ids[index]),
             )
+
+
+def _withdraw_offers(state: State, refused: Changeset) -> None:
+    """What was refused for its time was never in, nor was what was sent after it: it is work of
+    this file again, and not what a restored relay has lost."""
+    for changeset in outbox.pending(state.conn):
+        entries = changeset.entries()
+        if changeset.id < refused.id or changeset.adopting:
+            continue
+        own = [
+            entry._replace(kind=Kind.PARTIAL if _is_delta(entry) else Kind.WHOLE)
+            if entry.kind == Kind.OFFERED and entry.recorded_ms
+            else entry
+            for entry in entries
+        ]
+        if own != entries:
+            outbox.encode_anew(state.conn, changeset.id, own)
 
 
 def _send_whole(

@@ -139,7 +139,7 @@ class Sync:
         # Why sync stopped for good; a person has to act.
         self._fatal: SyncError | None = None
         # Whether the last connection got as far as live.
-        self._was_live = False
+        self._live_since: float | None = None
 
     def __repr__(self) -> str:
         return f"Sync({self._url!r}, {self._status.state}, {self._status.queued} queued)"
@@ -220,7 +220,7 @@ class Sync:
         try:
             while True:
                 self._set(state="connecting", retry_in=None)
-                self._was_live = False
+                self._live_since = None
                 try:
                     await self._connect()
                 except SyncError as error:
@@ -238,7 +238,9 @@ class Sync:
                 if self._fatal is not None:
                     self._set(state="stopped", last_error=self._fatal)
                     return
-                if self._was_live:
+                # One that ends as soon as it is live would end so again.
+                now = asyncio.get_running_loop().time()
+                if self._live_since is not None and now - self._live_since > wait:
                     wait = BACK_OFF_SECONDS[0]
                 last = self._status.last_error
                 if last is not None and last.code == "fenced":
@@ -332,7 +334,8 @@ class Sync:
             rows = status.progress.rows + event.rows
             self._set(progress=Progress(rows, max(rows, status.progress.total)))
         elif isinstance(event, Live):
-            self._was_live = True
+            if self._live_since is None:
+                self._live_since = asyncio.get_running_loop().time()
             self._set(state="live", progress=None)
         elif isinstance(event, TablesChanged):
             self._set(left_alone=event.left_alone)

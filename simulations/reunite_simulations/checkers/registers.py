@@ -134,14 +134,13 @@ def _cell(
     if not own and value != started:
         yield f"{value!r} was never written there"
         return
+    edits = [edit for edit in edits if edit.certain and edit.value not in deleted]
     for edit in edits:
-        if edit.certain and edit.had_row and edit.before == value and edit.value != value:
+        if edit.had_row and edit.before == value and edit.value != value:
             yield f"{edit.value!r} of {edit.client} had seen {value!r}, which is still there"
     if own and not world.clocks_were_wrong:
         last = max(edit.at for edit in own)
         for edit in edits:
-            if edit.value == default or edit.value in deleted:
-                continue
-            if edit.certain and edit.at > last + CLOSE_SECONDS:
+            if edit.at > last + CLOSE_SECONDS and edit.value != default:
                 yield f"{value!r} is older than {edit.value!r} of {edit.client}, and won"
                 return
