@@ -5,12 +5,13 @@ it had read there before; every value that a workload writes into a free column 
 value that is seen anywhere tells which write it came from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
 from reunite.cells.register import Value
+from reunite_simulations.elements import Elements, Index
 
 Key: TypeAlias = tuple[Value, ...]
 Cells: TypeAlias = Mapping[str, Value]
@@ -59,7 +60,7 @@ class Transaction:
     own: bool
     writes: Sequence[Write] = ()
     appended: Sequence[str] = ()
-    read: frozenset[str] = frozenset()
+    read: Set[str] = frozenset()
     statements: Sequence[str] = ()
     outcome: Outcome = Outcome.UNKNOWN
     refusal: str = ""
@@ -79,7 +80,7 @@ class Read:
     client: str
     life: int
     at: float
-    seen: frozenset[str]
+    seen: Set[str]
 
 
 @dataclass(slots=True)
@@ -102,11 +103,16 @@ class History:
     # When the relays' database last went back to a backup: what was written before comes back row
     # by row, not by the transactions that wrote it.
     restored_at: float = -1.0
+    _index: Index = field(default_factory=lambda: Index({}, []))
 
     @property
     def events(self) -> Sequence[Transaction | Strike]:
         """What could be left out of this history, in true order."""
         return sorted([*self.transactions, *self.strikes], key=lambda each: each.at)
+
+    def keep(self, elements: Iterable[str]) -> Set[str]:
+        """The same set in little room: reads are many, and most elements are in most of them."""
+        return Elements.of(elements, self._index)
 
     def begin(self, event: str, client: str, life: int, at: float, *, own: bool) -> Transaction:
         """A new transaction, whose outcome is not known yet."""

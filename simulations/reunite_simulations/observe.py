@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -105,9 +105,19 @@ def rows(conn: sqlite3.Connection, table: Table) -> dict[tuple[Value, ...], tupl
     }
 
 
-def digest(facts: Iterable[object]) -> str:
-    """A short name for facts, whatever their order."""
-    return hashlib.sha256(repr(sorted(facts, key=repr)).encode()).hexdigest()[:16]
+def count_rows(conn: sqlite3.Connection) -> int:
+    """How many rows a client has, the dead ones too."""
+    (count,) = conn.execute("SELECT count(*) FROM _reunite_rows").fetchone()
+    return int(count)
+
+
+def fingerprint(conn: sqlite3.Connection) -> str:
+    """A short name for all that the relay stated to a client."""
+    stated = conn.execute(
+        "SELECT t.name, r.key, r.base FROM _reunite_rows AS r JOIN _reunite_tables AS t"
+        " ON t.id = r.tbl WHERE r.base IS NOT NULL ORDER BY t.name, r.key"
+    ).fetchall()
+    return hashlib.sha256(repr(stated).encode()).hexdigest()[:16]
 
 
 def living(documents: Documents) -> set[RowName]:

@@ -52,7 +52,7 @@ def transact(
     appends = chance.random() < mix.appends
 
     def work(conn: sqlite3.Connection) -> None:
-        made.read = observe.elements(conn, APPEND_TABLE)
+        made.read = history.keep(observe.elements(conn, APPEND_TABLE))
         with client.overheard() as statements:
             try:
                 if appends:

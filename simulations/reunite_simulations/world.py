@@ -398,14 +398,15 @@ class World:
 
     def _look(self) -> None:
         up = [client for client in self.clients if client.up]
-        contents = {observe.digest(observe.bases(client.app).items()) for client in up}
+        contents = {observe.fingerprint(client.app) for client in up}
         queued = sum(observe.standing(client.app).queued for client in up)
         self.note("look", len(contents), queued)
         for client in self.clients:
-            if client.up and self.has_table(client, APPEND_TABLE):
-                seen = observe.elements(client.app, APPEND_TABLE)
-                if observe.standing(client.app).loaded:
-                    self.history.reads.append(Read(client.name, client.session, self.now(), seen))
+            if not (client.up and self.has_table(client, APPEND_TABLE)):
+                continue
+            if observe.standing(client.app).loaded:
+                seen = self.history.keep(observe.elements(client.app, APPEND_TABLE))
+                self.history.reads.append(Read(client.name, client.session, self.now(), seen))
 
     def _check(self, *, at_end: bool = False) -> None:
         for checker in self._checkers:

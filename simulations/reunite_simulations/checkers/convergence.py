@@ -24,7 +24,7 @@ class Convergence:
             # Numbered acknowledgements join the base before their rows arrive.
             if not standing.loaded or standing.waiting or client.name in world.unsettled:
                 continue
-            found = observe.digest(observe.bases(client.app).items())
+            found = observe.fingerprint(client.app)
             commit = standing.seq, standing.token
             known = self._digest_by_commit.setdefault(commit, (found, client.name))
             if found != known[0]:

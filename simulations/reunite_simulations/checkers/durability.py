@@ -20,10 +20,11 @@ class Durability:
 
     def during(self, world: Observed) -> Iterable[str]:
         """After any number of crashes, a file has what its app wrote."""
+        owed = self._owed(world)
         for client in world.clients:
             if client.up and observe.has_table(client.app, APPEND_TABLE):
                 seen = observe.elements(client.app, APPEND_TABLE)
-                missing = self._written(world, client.name) - seen - rejected_elements(world)
+                missing = owed.get(client.name, set()) - seen
                 if missing:
                     yield f"{client.name} lost {sorted(missing)[:3]}"
             if world.history.restored_at < 0:
@@ -37,17 +38,15 @@ class Durability:
     def at_end(self, world: Observed) -> Iterable[str]:
         """What was not rejected is at the relay."""
         seen = observe.elements(world.store, APPEND_TABLE)
-        for client in world.clients:
-            missing = self._written(world, client.name) - seen - rejected_elements(world)
-            if missing:
-                yield f"the relay lacks {sorted(missing)[:3]} of {client.name}"
+        for client, owed in self._owed(world).items():
+            if missing := owed - seen:
+                yield f"the relay lacks {sorted(missing)[:3]} of {client}"
 
-    def _written(self, world: Observed, client: str) -> set[str]:
-        return {
-            element
-            for transaction in world.history.transactions
-            if transaction.client == client
-            and transaction.outcome is Outcome.RETURNED
-            and not transaction.doubtful
-            for element in transaction.appended
-        }
+    def _owed(self, world: Observed) -> dict[str, set[str]]:
+        """By client, what returned and was not rejected."""
+        owed: dict[str, set[str]] = {}
+        for transaction in world.history.transactions:
+            if transaction.outcome is Outcome.RETURNED and not transaction.doubtful:
+                owed.setdefault(transaction.client, set()).update(transaction.appended)
+        rejected = rejected_elements(world)
+        return {client: elements - rejected for client, elements in owed.items()}
