@@ -52,6 +52,10 @@ class Journal:
         """What is in the append-only lists now."""
         self._write("read", at=time.monotonic(), seen=sorted(seen))
 
+    def quiet(self) -> None:
+        """Nothing will be written any more, and nothing is being written."""
+        self._write("quiet")
+
     def heard(self, event: Event) -> None:
         """What sync says; rejections are kept."""
         if isinstance(event, GaveUp):
@@ -104,6 +108,11 @@ def read_journals(client: str, paths: Sequence[Path]) -> Account:
 def count_returned(paths: Sequence[Path]) -> int:
     """How many transactions have returned by now."""
     return sum(line.get("outcome") == Outcome.RETURNED for path in paths for line in _lines(path))
+
+
+def is_quiet(path: Path) -> bool:
+    """Whether a life has come to the end of its writing."""
+    return any(line["kind"] == "quiet" for line in _lines(path))
 
 
 def _transaction(client: str, line: Mapping[str, Any]) -> Transaction:

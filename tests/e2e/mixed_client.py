@@ -92,12 +92,17 @@ class App:
 
     async def live(self, quiet: asyncio.Event, end: asyncio.Event) -> None:
         """Write and read until `quiet`, read until `end`."""
-        async with asyncio.timeout(None) as patience:
+        while not quiet.is_set():
+            await self._pause()
+            await self._step(writes=not quiet.is_set())
+        self._journal.quiet()
+        async with asyncio.timeout(QUIET_SECONDS_MAX):
             while not end.is_set():
-                await asyncio.sleep(self._chance.expovariate(1 / STEP_SECONDS))
-                if quiet.is_set() and patience.when() is None:
-                    patience.reschedule(asyncio.get_running_loop().time() + QUIET_SECONDS_MAX)
-                await self._step(writes=not quiet.is_set())
+                await self._pause()
+                await self._step(writes=False)
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(self._chance.expovariate(1 / STEP_SECONDS))
 
     async def _step(self, *, writes: bool) -> None:
         if not await asyncio.to_thread(self._on_file, _has_lists):

@@ -13,7 +13,7 @@ from typing import Final
 
 from reunite_simulations import observe
 from reunite_transport.relay.embedded import EmbeddedPostgres
-from tests.e2e.journal import count_returned
+from tests.e2e.journal import count_returned, is_quiet
 from tests.e2e.processes import kill, mixed_client_process, relay_process
 from tests.e2e.proxy import Proxy
 from tests.e2e.world import SECONDS_MAX, fetch
@@ -202,7 +202,7 @@ class Mix:
         latest = time.monotonic() + REST_SECONDS_MAX
         head = await self._head()
         while time.monotonic() < latest:
-            if all(rests(client.file, head) for client in self.clients):
+            if all(is_quiet(c.journals[-1]) and rests(c.file, head) for c in self.clients):
                 break
             await asyncio.sleep(0.1)
             head = await self._head()
