@@ -9,7 +9,7 @@ from reunite_simulations import observe
 from reunite_simulations.checkers import Observed, ObservedClient
 
 # A row costs some 30 microseconds to compare.
-ROWS_AT_EVERY_LOOK: Final = 1_000
+ROWS_AT_EVERY_LOOK: Final = 300
 
 
 class Tables:
