@@ -19,6 +19,7 @@ from reunite_transport.messages import Verdict
 from reunite_transport.relay import service, sqlite_store
 from reunite_transport.relay.commit import Changeset, Outcome, commit_batch
 from reunite_transport.relay.flusher import Flusher
+from reunite_transport.relay.hub import Hub
 from reunite_transport.relay.sqlite_store import SqliteStore
 from reunite_transport.relay.store import FeedPage, Greeting, Store, StoreError
 
@@ -186,6 +187,50 @@ def knows_duplicates_by_number() -> AbstractContextManager[object]:
     return patch.object(sqlite_store, "compared", compared)
 
 
+@contextmanager
+def fences_nobody() -> Iterator[None]:
+    """A Hello does not raise its replica's term: what older connections bring counts as well."""
+    real = SqliteStore.greet
+
+    async def greet(self: SqliteStore, replica: int, *arguments: Any) -> Greeting:
+        greeting = await real(self, replica, *arguments)
+        if greeting.verdict is not Verdict.CONTINUE:
+            return greeting
+        self._connection.execute(
+            "UPDATE _reunite_replicas SET term = 1 WHERE replica = ?", (replica,)
+        )
+        return replace(greeting, term=1)
+
+    with patch.object(SqliteStore, "greet", greet), patch.object(Hub, "fence", Hub.leave):
+        yield
+
+
+def folds_against_the_document() -> AbstractContextManager[object]:
+    """What an app shows in a form of its own is taken for an edit."""
+    real = fold._changed
+
+    def changed(shape: fold.Shape, document: Document, _image: object, values: Any) -> Any:
+        return real(shape, document, None, values)
+
+    return patch.object(fold, "_changed", changed)
+
+
+def shows_page_by_page() -> AbstractContextManager[object]:
+    """A page is in the tables before the rest of its snapshot has come, also after the first
+    load."""
+    real = inbox.receive
+
+    def receive(state: State, statement: Statement, *, within: bytes = b"") -> bool:
+        loaded, state.meta.loaded = state.meta.loaded, 0
+        try:
+            return real(state, statement, within=within)
+        finally:
+            state.meta.loaded = loaded or state.meta.loaded
+            state.save("loaded")
+
+    return patch.object(inbox, "receive", receive)
+
+
 CANARIES: Final[Mapping[str, Canary]] = {
     canary.__name__.replace("_", "-"): canary
     for canary in (
@@ -199,5 +244,8 @@ CANARIES: Final[Mapping[str, Canary]] = {
         shows_without_merging,
         reverts_by_merging,
         knows_duplicates_by_number,
+        fences_nobody,
+        folds_against_the_document,
+        shows_page_by_page,
     )
 }

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from reunite_simulations.nodes import Client, RelayNode
     from reunite_simulations.world import World
 
+# A client that loses power when it writes writes within this time; what it has sent is so late, and
+# relays take it for gone a little later; and of its WAL so much may be what it wrote last.
+WRITES_WITHIN_SECONDS: Final = 30.0
+LATE_SECONDS_MAX: Final = 14.0
+SHARE_OF_LAST: Final = 0.02
+
 Fault: TypeAlias = Callable[["World", EventChance], Coroutine[Any, Any, None]]
 
 
@@ -110,10 +116,33 @@ async def crash(world: "World", chance: EventChance) -> None:
 async def power(world: "World", chance: EventChance) -> None:
     """A client's machine loses its power, and the end of its WAL."""
     client = _pick_up(world, chance)
-    if client is not None:
+    if client is None:
+        return
+    cut = chance.uniform(0.001, 1.0)
+    if chance.random() < 0.7:
+        # When the app has just written: of that the file loses all, and the relay hears of it when
+        # the client has perhaps come back and written something else.
+        life, written = client.lives, asyncio.Event()
+        late = chance.uniform(2, LATE_SECONDS_MAX)
+
+        def hold() -> None:
+            world.network.hold(client.name, late)
+            written.set()
+
+        listening = client.on_change(hold)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WRITES_WITHIN_SECONDS):
+                await written.wait()
+        if not client.up or client.lives != life:
+            return
+        listening()
+        await chance.pause(0, 0.5)
+        cut *= SHARE_OF_LAST
+    if client.up:
         world.history.doubt(client.name, 0.0)
         world.rolled_back.add(client.name)
-        client.kill(cut=chance.random())
+        client.kill(cut=cut)
+        client.relay = chance.pick(world.relays).name
         world.died(client)
 
 
@@ -241,7 +270,7 @@ FAULTS: Final[Mapping[str, tuple[Fault, float, str]]] = {
     "slow": (slow, 60.0, "network"),
     "clock": (clock, 40.0, "clock"),
     "crash": (crash, 40.0, "crash"),
-    "power": (power, 100.0, "crash"),
+    "power": (power, 60.0, "crash"),
     "disk": (disk, 80.0, "disk"),
     "locked": (locked, 60.0, "disk"),
     "copied": (copied, 200.0, "copy"),

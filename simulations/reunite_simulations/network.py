@@ -134,6 +134,14 @@ class Network:
                 if end.name == node:
                     end.vanish()
 
+    def hold(self, node: str, seconds: float) -> None:
+        """Let what a node sends over the connections that it has arrive no sooner than this."""
+        until = asyncio.get_running_loop().time() + seconds
+        for connection in self.connections.values():
+            for end in (connection.client_end, connection.relay_end):
+                if end.name == node:
+                    end.held_until = until
+
     def delay(self, chance: random.Random) -> float:
         """How long a packet takes just now, with those that are sent again."""
         weather = self.weather
@@ -189,6 +197,8 @@ class Socket:
         # When the last byte that was sent arrives, and when it has left: the stream is in order.
         self._arrival = 0.0
         self._left = 0.0
+        # Nothing arrives before.
+        self.held_until = 0.0
         loop = asyncio.get_running_loop()
         self._heard = loop.time()
         self._beat = loop.call_later(HEARTBEAT_SECONDS / 3, self._heartbeat)
@@ -283,6 +293,9 @@ class Socket:
         target = self._connection.other(self)
         if target.gone:
             self._stream.clear()
+            return
+        if now < self.held_until:
+            self._arrive_at(self.held_until)
             return
         if not self._network.passes(self.name, self.peer):
             self._arrive_at(now + RESEND_SECONDS)

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -174,16 +174,16 @@ class Client:
         """Take tables into sync."""
         self.alive(self.replica.track, tables)
 
-    def kill(self, *, cut: float | None = None) -> None:
+    def kill(self, *, cut: float = 0.0) -> None:
         """End the process now, as kill -9 does; with `cut` as a loss of power does that takes this
         share off the end of the WAL."""
         if self._torn is None:
             self._torn = self._tear(cut)
         torn = self._torn
         self._end()
-        if cut is not None:
+        if cut:
             self.world.note("power", self.name)
-        self.session += cut is not None
+        self.session += cut > 0
         self._move_to(torn)
 
     def restore(self, backup: Path) -> None:
@@ -300,11 +300,11 @@ class Client:
             if self.crash_after <= 0:
                 self._torn = self._tear()
 
-    def _tear(self, cut: float | None = None) -> Path:
+    def _tear(self, cut: float = 0.0) -> Path:
         torn = self.path.with_name(f"{self.name}-{self.lives}.db")
         copy_files(self.path, torn)
         wal = Path(f"{torn}-wal")
-        if cut is not None and wal.exists():
+        if cut and wal.exists():
             size = wal.stat().st_size
             with wal.open("r+b") as file:
                 file.truncate(int(size * (1 - cut)))
@@ -332,6 +332,7 @@ class RelayNode:
     name: str
     path: Path
     chance: Random
+    page_rows_max: int
     service: Service | None = None
     _store: SqliteStore | None = None
     _tasks: dict[asyncio.Task[None], None] = field(default_factory=dict)
@@ -350,7 +351,9 @@ class RelayNode:
             durable=False,
         )
         self.service = await open_service(
-            self._store, limits=LIMITS, new_token=lambda: self.chance.randbytes(8)
+            self._store,
+            limits=replace(LIMITS, page_rows_max=self.page_rows_max),
+            new_token=lambda: self.chance.randbytes(8),
         )
         self.world.network.listen(self.name, self._accept)
 

@@ -120,6 +120,18 @@ def fingerprint(conn: sqlite3.Connection) -> str:
     return hashlib.sha256(repr(stated).encode()).hexdigest()[:16]
 
 
+def imaged(conn: sqlite3.Connection, table: Table) -> set[tuple[Value, ...]]:
+    """The keys of a client's rows that the app shows otherwise than their documents say."""
+    return {
+        tuple(key_values(key, len(table.key)))
+        for (key,) in conn.execute(
+            "SELECT r.key FROM _reunite_rows AS r JOIN _reunite_tables AS t ON t.id = r.tbl"
+            " WHERE t.name = ? AND r.image IS NOT NULL",
+            (table.name,),
+        )
+    }
+
+
 def living(documents: Documents) -> set[RowName]:
     """The rows that are alive by their documents."""
     return {name for name, document in documents.items() if decode(document).alive}

@@ -15,6 +15,15 @@ CREATE TABLE todo (
     note TEXT
 );
 
+-- An app that keeps notes in a form of its own. Only clients that began with this file have the
+-- triggers, so a note that comes from elsewhere differs from its document there: an image.
+CREATE TRIGGER note_added AFTER INSERT ON todo WHEN NEW.note NOT LIKE '%.' BEGIN
+    UPDATE todo SET note = NEW.note || '.' WHERE id = NEW.id;
+END;
+CREATE TRIGGER note_changed AFTER UPDATE OF note ON todo WHEN NEW.note NOT LIKE '%.' BEGIN
+    UPDATE todo SET note = NEW.note || '.' WHERE id = NEW.id;
+END;
+
 -- A natural key, and a value that only one row may have.
 CREATE TABLE person (
     id TEXT PRIMARY KEY,

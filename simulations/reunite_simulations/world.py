@@ -30,10 +30,11 @@ from reunite_simulations.transactions import Workload, transact
 from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE, Mix
 from reunite_transport.client_session import Acknowledged, Event, GaveUp, Live, Received
 
-# How often the checkers look on, and how long a healed world may take to come to rest.
+# How often the checkers look on, and how long a world at rest is watched.
 LOOK_SECONDS: Final = 10.0
-REST_SECONDS_MAX: Final = 400.0
 QUIET_SECONDS: Final = 30.0
+# How many rows a relay's page holds, by seed: few, so that pages cut through what was committed.
+PAGE_ROWS_MAX: Final = (2, 7, 5_000)
 # A relay keeps what it is told; the report keeps this many events.
 EVENTS_MAX: Final = 500_000
 
@@ -53,6 +54,8 @@ class Settings:
     # The events that happen, as `client1:5` and `crash:2`; None for all.
     only: frozenset[str] | None = None
     writes_per_minute: float = 8.0
+    # How long a healed world may take to come to rest.
+    rest_seconds: float = 400.0
     workload: Workload = field(default_factory=Mix)
 
 
@@ -332,9 +335,11 @@ class World:
         ]
         self.initial = {table.name: observe.rows(conn, table) for table in self._tables}
         conn.close()
+        rows_max = self.chance("pages").choice(PAGE_ROWS_MAX)
         for number in range(settings.relays):
             name = f"relay{number + 1}"
-            self.relays.append(RelayNode(self, name, self.folder / "relay.db", self.chance(name)))
+            path = self.folder / "relay.db"
+            self.relays.append(RelayNode(self, name, path, self.chance(name), rows_max))
         for number in range(1, settings.replicas + 1):
             client = self._client(f"client{number}", number)
             # Some begin with a copy of the database as it was, others with nothing.
@@ -430,7 +435,7 @@ class World:
                 self._start(client)
 
     async def _come_to_rest(self) -> None:
-        until = self.now() + REST_SECONDS_MAX
+        until = self.now() + self.settings.rest_seconds
         while self.now() < until:
             await asyncio.sleep(2.0)
             if all(self._rests(client) for client in self.clients):

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from reunite import Database
 from reunite_transport import Sync
 from tests.e2e.world import (
+    QUICK,
     SECONDS_MAX,
     assert_converged,
     contents,
@@ -151,16 +153,13 @@ def test_a_row_that_the_relay_forgot_is_sent_whole(tmp_path: Path, postgres_url:
     asyncio.run(scenario())
 
 
-def test_catching_up_never_shows_part_of_a_changeset(
-    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_catching_up_never_shows_part_of_a_changeset(tmp_path: Path, postgres_url: str) -> None:
     """Schedule 41: each changeset moves from one account to another, so that the sum stays, but
     the pages of a catch-up hold the latest state of each row and cut through the changesets."""
-    monkeypatch.setattr("reunite_transport.relay.connection.FRAME_ROWS_MAX", 7)
     accounts = 60
 
     async def scenario() -> None:
-        async with relay_on(postgres_url) as relay:
+        async with relay_on(postgres_url, limits=replace(QUICK, page_rows_max=7)) as relay:
             one = make(
                 tmp_path / "one.db", "CREATE TABLE account (id INTEGER PRIMARY KEY, sum INT)"
             )

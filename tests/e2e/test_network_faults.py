@@ -5,6 +5,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from reunite_transport.messages import SUBPROTOCOL
 from tests.e2e.processes import free_port
 from tests.e2e.proxy import proxy_to
 from tests.e2e.world import (
+    QUICK,
     SECONDS_MAX,
     assert_converged,
     contents,
@@ -49,15 +51,17 @@ def fill(file: Path, rows: int = ROWS) -> Path:
 
 @pytest.mark.parametrize("direction", ["push", "first load"])
 def test_a_load_that_is_cut_at_random_bytes_resumes(
-    direction: str, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    direction: str, tmp_path: Path, postgres_url: str
 ) -> None:
-    monkeypatch.setattr("reunite_transport.relay.connection.FRAME_ROWS_MAX", 500)
     chance = random.Random(6)
     cuts = 8
 
     async def scenario() -> None:
         source, empty = fill(tmp_path / "source.db"), tmp_path / "empty.db"
-        async with relay_on(postgres_url) as relay, proxy_to(relay.url) as proxy:
+        async with (
+            relay_on(postgres_url, limits=replace(QUICK, page_rows_max=500)) as relay,
+            proxy_to(relay.url) as proxy,
+        ):
             if direction == "first load":
                 await track_and_sync(source, relay.url)
                 file, way = empty, proxy.down

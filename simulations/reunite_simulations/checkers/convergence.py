@@ -31,7 +31,7 @@ class Convergence:
                 yield f"{client.name} and {known[1]} differ at commit {standing.seq}"
 
     def at_end(self, world: Observed) -> Iterable[str]:
-        """Everybody holds what the relay holds, in documents and in tables."""
+        """Everybody holds what the relay holds, in documents and, images aside, in tables."""
         stated = observe.stated(world.store)
         for client in world.clients:
             held = observe.bases(client.app)
@@ -43,6 +43,9 @@ class Convergence:
                 common = observe.shared(client.app, table)
                 held_rows = observe.rows(client.app, common)
                 relays = observe.rows(world.store, common)
+                for key in observe.imaged(client.app, common):
+                    held_rows.pop(key, None)
+                    relays.pop(key, None)
                 if held_rows != relays:
                     keys = sorted({k for k, _ in held_rows.items() ^ relays.items()}, key=repr)
                     shown = [(key, held_rows.get(key), relays.get(key)) for key in keys[:3]]

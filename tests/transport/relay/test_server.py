@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pytest
-
 from reunite.schema import Column, Table
 from reunite_transport.messages import (
     Barrier,
@@ -22,7 +20,6 @@ from reunite_transport.messages import (
     Resume,
     Verdict,
 )
-from reunite_transport.relay import connection
 from reunite_transport.relay.store import RowChange, Violation
 from tests.transport.relay.clients import TODO, hello, push, todo
 from tests.transport.relay.memory_store import MemoryStore
@@ -69,11 +66,9 @@ def test_a_rejected_changeset_is_corrected_and_pushed_again() -> None:
     asyncio.run(scenario())
 
 
-def test_pages_are_bounded_and_end_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "FRAME_ROWS_MAX", 3)
-
+def test_pages_are_bounded_and_end_complete() -> None:
     async def scenario() -> None:
-        async with running() as world:
+        async with running(limits=replace(QUICK, page_rows_max=3)) as world:
             client = await world.live(1)
             await client.say(push(1, *(todo(1, key, "t") for key in range(10))))
             await client.next(Commit)

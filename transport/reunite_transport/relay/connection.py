@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from reunite.errors import FormatError, ProtocolError, TableError
-from reunite_transport.messages import FRAME_BYTES_GOAL, FRAME_ROWS_MAX, Hello, Verdict
+from reunite_transport.messages import FRAME_BYTES_GOAL, Hello, Verdict
 from reunite_transport.relay.hub import Member
 from reunite_transport.relay.store import StoreError, Violation
 from reunite_transport.relay_session import (
@@ -225,7 +225,10 @@ class Connection:
         relay = self._relay
         page = await relay.ask(
             lambda: relay.store.page(
-                event.seq, event.within, rows_max=FRAME_ROWS_MAX, bytes_max=FRAME_BYTES_GOAL
+                event.seq,
+                event.within,
+                rows_max=relay.limits.page_rows_max,
+                bytes_max=FRAME_BYTES_GOAL,
             )
         )
         known = {table.id for table in relay.hub.registry}

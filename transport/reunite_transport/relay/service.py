@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from reunite_transport.messages import FRAME_ROWS_MAX
 from reunite_transport.relay.commit import commit_batch
 from reunite_transport.relay.connection import CLOSE_SECONDS_MAX, Connection, Socket
 from reunite_transport.relay.flusher import (
@@ -48,6 +49,8 @@ class Limits:
     batch_seconds: float = 60.0
     """How long one commit may take before the relay counts as unhealthy; the largest take
     seconds."""
+    page_rows_max: int = FRAME_ROWS_MAX
+    """Of the feed; more pages cost more round trips, larger ones more at once."""
     drain_seconds: float = 10.0
     """For the batch under way when the relay stops."""
 
