@@ -14,7 +14,7 @@ from reunite.keys import stored_key
 from reunite.schema import Table, default_value
 from reunite_simulations import observe
 from reunite_simulations.checkers import Observed, rejections
-from reunite_simulations.history import Key, Outcome, Verb, Write
+from reunite_simulations.history import Key, Outcome, Transaction, Verb, Write
 from reunite_simulations.workload import is_free, occurs_once
 
 # Two edits that are closer than this in true time may win in either order: measured clocks differ
@@ -31,6 +31,8 @@ class _Edit:
     had_row: bool
     at: float
     certain: bool
+    # The file went back to before it, or to a moment when it was there and not noticed yet.
+    doubtful: bool
     client: str
 
 
@@ -72,7 +74,7 @@ class Registers:
                 certain = certain and captured not in deleted
                 if write.verb is Verb.DELETE:
                     deleted.add(captured)
-                _note(row, write, transaction.at, certain, transaction.client)
+                _note(row, write, transaction, certain)
         for table in world.tables():
             yield from self._table(world, table, by_row)
 
@@ -108,14 +110,22 @@ class Registers:
                 )
 
 
-def _note(row: _Row, write: Write, at: float, certain: bool, client: str) -> None:
+def _note(row: _Row, write: Write, made: Transaction, certain: bool) -> None:
     if write.verb is Verb.DELETE:
-        row.deletes.append((write, at, certain))
+        row.deletes.append((write, made.at, certain))
         return
     row.inserted = row.inserted or write.verb is Verb.INSERT
     row.certain = row.certain or certain
     for column, value in write.cells.items():
-        edit = _Edit(value, write.before.get(column), column in write.before, at, certain, client)
+        edit = _Edit(
+            value,
+            write.before.get(column),
+            column in write.before,
+            made.at,
+            certain,
+            made.doubtful,
+            made.client,
+        )
         row.edits.setdefault(column, []).append(edit)
 
 
@@ -135,6 +145,9 @@ def _cell(
         yield f"{value!r} was never written there"
         return
     edits = [edit for edit in edits if edit.certain and edit.value not in deleted]
+    if world.clocks_were_wrong and any(edit.doubtful for edit in own):
+        # Noticed for the first time once more, it was another edit, as late as a clock may say.
+        return
     for edit in edits:
         if edit.had_row and edit.before == value and edit.value != value:
             yield f"{edit.value!r} of {edit.client} had seen {value!r}, which is still there"
