@@ -104,6 +104,11 @@ async def copy_store(postgres_url: str, target: Path) -> None:
     connection = await asyncpg.connect(postgres_url)
     try:
         with closing(sqlite3.connect(target)) as conn:
+            # An app's triggers are its own: what the relay has is to be copied as it is.
+            for (trigger,) in conn.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+            ).fetchall():
+                conn.execute(f"DROP TRIGGER {quoted(trigger)}")
             columns_by_table: dict[str, Sequence[str]] = {**RELAY_COLUMNS}
             for table in _tables(conn):
                 conn.execute(f"DELETE FROM {quoted(table.name)}")
