@@ -167,8 +167,19 @@ def test_questions_become_events_and_answers_frames() -> None:
     assert hear(session) == [Registry((TABLE,)), Reached(5, 11)]
 
 
-def test_a_second_pull_must_wait_for_its_page() -> None:
-    assert refused(greeted(), Pull(0, b""), Pull(0, b"")) == "unexpected"
+def test_copies_of_a_pull_are_not_answered() -> None:
+    """Each answer would be asked to go on, and each copy of that, too."""
+    session = greeted()
+    first, second = Pull(0, b""), Pull(11, b"place")
+    assert len(say(session, first, first)) == 1
+    session.page(FeedPage((), 11, b"place", False, TOKEN))
+    assert say(session, first) == []
+    assert say(session, second, first) == [PullRequested(11, b"place")]
+    session.page(FeedPage((), 12, b"", True, TOKEN))
+    assert say(session, first, second) == []
+    assert session.live_at == 12
+    session.behind(13)
+    assert say(session, Pull(12, b"")) == [PullRequested(12, b"")]
 
 
 def test_parts_of_a_changeset_become_one() -> None:
@@ -302,8 +313,10 @@ def test_who_has_not_pulled_hears_of_own_changesets_only() -> None:
     assert hear(session) == [Known(((1, 12),))]
 
 
-def test_a_pull_ends_live_until_its_last_page() -> None:
+def test_behind_ends_live_until_the_last_page() -> None:
     session = live(10)
+    session.behind(11)
+    assert hear(session) == [Behind(11)]
     say(session, Pull(10, b""))
     session.commit(11, commit_frame(11), 11)
     session.page(FeedPage((), 11, b"place", False, b""))

@@ -168,6 +168,8 @@ class RelaySession:
         self._hello = hello
         self._open = False
         self._pulling = False
+        # Where the next Pull goes on; None when it may begin anywhere.
+        self._place: tuple[int, bytes] | None = None
         self._parts: _Parts | None = None
         self._next_number: int | None = None
         self._size_by_number: dict[int, int] = {}
@@ -239,9 +241,17 @@ class RelaySession:
         if not self._open or not self._pulling:
             return
         self._pulling = False
+        self._place = None if page.complete else (page.seq, page.within)
         self._send(Page(page.sections, page.seq, page.within, page.complete, page.token))
         if page.complete:
             self.live_at = page.seq
+
+    def _awaits(self, seq: int, within: bytes) -> bool:
+        """Whether a Pull is one that the client has to make: the first, the one that goes on where
+        the last page ended, or the first after Behind. Any other is a copy that the network made;
+        answered, it would have the client ask for more, and each copy of that too."""
+        follows = self._place in (None, (seq, within))
+        return follows and not self._pulling and self.live_at is None
 
     def commit(self, seq: int, frame: bytes | None, head: int) -> None:
         """State one commit. `frame` is its Commit, encoded once for all who get the same, or None
@@ -338,11 +348,9 @@ class RelaySession:
             case Resume(number):
                 self._take_resume(number)
             case Pull(seq, within):
-                if self._pulling:
-                    raise _unexpected("a Pull while another is not answered")
-                self._pulling = True
-                self.live_at = None
-                self._events.append(PullRequested(seq, within))
+                if self._awaits(seq, within):
+                    self._pulling = True
+                    self._events.append(PullRequested(seq, within))
             case Describe(tables):
                 self._events.append(Described(tables))
             case Barrier(barrier_id):

@@ -338,7 +338,8 @@ def test_an_error_of_ours_ends_one_connection(caplog: pytest.LogCaptureFixture) 
 
     async def scenario() -> None:
         async with running(store=Broken(TODO)) as world:
-            good, bad = await world.live(1), await world.live(2)
+            good, bad = await world.live(1), await world.connect()
+            await bad.greet(hello(2))
             await bad.say(Pull(0, b"broken"))
             assert await bad.error() == "internal"
             await good.say(push(1, todo(1, 1, "milk")))
