@@ -101,12 +101,10 @@ class Registers:
                 # A column that was added later had nothing.
                 had = before is not None and place < len(before)
                 started = before[place] if before is not None and had else None
-                # What was written and deleted between two folds was never more than a delete.
-                deleted = [write.before.get(column) for write, _, _ in row.deletes]
                 edits = row.edits.get(column, ())
                 yield from (
                     f"{name} {key} {column}: {said}"
-                    for said in _cell(world, values[place], started, default, edits, deleted)
+                    for said in _cell(world, values[place], started, default, edits)
                 )
 
 
@@ -130,12 +128,7 @@ def _note(row: _Row, write: Write, made: Transaction, certain: bool) -> None:
 
 
 def _cell(
-    world: Observed,
-    value: Value,
-    started: Value,
-    default: Value,
-    edits: Sequence[_Edit],
-    deleted: Sequence[Value],
+    world: Observed, value: Value, started: Value, default: Value, edits: Sequence[_Edit]
 ) -> Iterable[str]:
     # What many write says nothing of who wrote it.
     if value is None or value == default:
@@ -144,7 +137,7 @@ def _cell(
     if not own and value != started:
         yield f"{value!r} was never written there"
         return
-    edits = [edit for edit in edits if edit.certain and edit.value not in deleted]
+    edits = [edit for edit in edits if edit.certain]
     if world.clocks_were_wrong and any(edit.doubtful for edit in own):
         # Noticed for the first time once more, it was another edit, as late as a clock may say.
         return
