@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from reunite import outbox
 from reunite.apply import apply_rows
-from reunite.bookkeeping import Row, Tracked, lines_of, save_table
+from reunite.bookkeeping import Row, Tracked, lines_of, save_rows, save_table
 from reunite.capture import capture_all, fetch_text, install, vanished
 from reunite.cells.register import same
 from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
@@ -121,6 +121,7 @@ def reconcile(state: State, choice: Choice | None) -> None:
     """
     counts: dict[str, int] = {}
     stale: dict[RowRef, Row] = {}
+    quiet: list[tuple[RowRef, Row]] = []
     # Tables of which a row is equal are of one origin; elsewhere a row of which nothing is equal
     # may be another's, though all of it was edited since.
     related: set[int] = set()
@@ -140,9 +141,14 @@ def reconcile(state: State, choice: Choice | None) -> None:
             if entry.kind == Kind.OFFERED and merge(base, ours) != base:
                 kept.append(entry)
                 continue
-            stale[entry.row] = row
             if entry.kind == Kind.OFFERED:
+                if row.changeset == changeset.id and row.visible == row.base:
+                    # The table shows it already, and the app's triggers need not hear of it.
+                    quiet.append((entry.row, row._replace(visible=None, changeset=None)))
+                else:
+                    stale[entry.row] = row
                 continue
+            stale[entry.row] = row
             if _same_origin(state.shapes[entry.row.table], base, ours):
                 if _any_equal(base, ours):
                     related.add(entry.row.table)
@@ -163,6 +169,8 @@ def reconcile(state: State, choice: Choice | None) -> None:
                 )
             else:
                 kept.append(_as_edit(state, entry, base, ours))
+        save_rows(state.conn, quiet)
+        quiet.clear()
         if not counts:
             # What is left has been compared: it may be sent.
             if kept != entries:

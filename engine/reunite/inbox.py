@@ -90,7 +90,9 @@ def forget_waiting(state: State) -> None:
                 "UPDATE _reunite_inbox SET message = ? WHERE id = ?",
                 (pack_statement(statement._replace(acknowledged=())), line),
             )
-    if lines and lines[-1][1] == 1:
+    # A load that does not say what it has seen cannot be told from one of another history.
+    unnamed = state.meta.load_seq is not None and not state.meta.load_token
+    if unnamed or (lines and lines[-1][1] == 1):
         state.conn.execute("DELETE FROM _reunite_inbox")
         state.meta.load_seq = state.meta.load_within = state.meta.load_token = None
         state.save("load_seq", "load_within", "load_token")

@@ -63,10 +63,11 @@ def _offer_bases(state: State) -> int:
     last = (outbox.next_id(state.conn) if first is None else first) - CHANGESET_ID_STEP
     parts = list(outbox.parts(outbox.in_dependency_order(state, entries)))
     for back, part in enumerate(reversed(parts)):
-        outbox.insert(state, last - back, part, loose=True, adopting=True)
+        changeset = last - back * CHANGESET_ID_STEP
+        outbox.insert(state, changeset, part, loose=True, adopting=True)
         state.conn.executemany(
             "UPDATE _reunite_rows SET visible = coalesce(visible, base), base = NULL,"
-            f" changeset = coalesce(changeset, {last - back}) WHERE tbl = ? AND key = ?",
+            f" changeset = coalesce(changeset, {changeset}) WHERE tbl = ? AND key = ?",
             [entry.row for entry in part],
         )
     return len(entries)

@@ -9,6 +9,7 @@ alone, and the realm's rows are kept as documents until it is tracked.
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from reunite import outbox
 from reunite.adopt import match_ids
@@ -18,8 +19,13 @@ from reunite.capture import install
 from reunite.ddl import create_statements
 from reunite.document import Document, cell_key, decode, encode, merge
 from reunite.payload import ABSENT, RowRef, pack_image, unpack_image
+from reunite.rejected import record_entry
 from reunite.schema import PROVISIONAL_ID, Table, ascii_lower, parents_first
 from reunite.state import State
+
+_LOST_TABLE: Final = (
+    "the relay was restored from a backup that has no such table, and this file does not track it"
+)
 
 
 def take_registry(state: State, tables: Sequence[Table]) -> None:
@@ -64,8 +70,8 @@ def forget(state: State, tables: Sequence[Table]) -> None:
         if now is not None and not stale:
             continue
         if not known.tracked and now is None:
-            # Documents without a table: nobody but the relay could say what they are.
-            _drop(state, known.id)
+            # No table shows them here, so this file cannot describe it; others may.
+            _drop(state, known)
             continue
         moved: dict[int, int | None] = dict.fromkeys(map(cell_key, stale))
         ids = {column.name: column.id for column in known.table.columns}
@@ -87,15 +93,20 @@ def forget(state: State, tables: Sequence[Table]) -> None:
     state.tables_changed()
 
 
-def _drop(state: State, table: int) -> None:
-    del state.tables[table]
-    state.conn.execute("DELETE FROM _reunite_tables WHERE id = ?", (table,))
-    state.conn.execute("DELETE FROM _reunite_rows WHERE tbl = ?", (table,))
+def _drop(state: State, known: Tracked) -> None:
+    """Forget a table, and keep what its rows held in `reunite_rejected`."""
+    del state.tables[known.id]
+    state.conn.execute("DELETE FROM _reunite_tables WHERE id = ?", (known.id,))
+    state.conn.execute("DELETE FROM _reunite_rows WHERE tbl = ?", (known.id,))
     for changeset in outbox.everything(state.conn):
-        kept = [entry for entry in changeset.entries() if entry.row.table != table]
+        entries = changeset.entries()
+        kept = [entry for entry in entries if entry.row.table != known.id]
+        for entry in entries:
+            if entry.row.table == known.id:
+                record_entry(state.conn, known, entry, state.now_ms, "expired", _LOST_TABLE)
         if not kept:
             outbox.remove(state.conn, changeset.id)
-        elif len(kept) < len(changeset.entries()):
+        elif len(kept) < len(entries):
             outbox.replace_entries(state, changeset.id, kept)
 
 

@@ -499,6 +499,15 @@ class StoreContract:
 
         asyncio.run(scenario())
 
+    def test_a_load_is_named_by_the_commit_that_its_last_page_saw(self, opener: Opener) -> None:
+        async def scenario() -> None:
+            async with opener() as store:
+                await accept(store, A, 1, 2, 3)
+                _, token = await store.head()
+                assert (await store.greet(B, 0, (), 1, token)).verdict is Verdict.CONTINUE
+
+        asyncio.run(scenario())
+
     @pytest.mark.parametrize(
         ("replica", "acknowledged", "seq", "token"),
         [

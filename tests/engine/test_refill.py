@@ -108,3 +108,44 @@ def test_an_edit_of_what_is_offered_beats_it_whatever_the_clock_says(
     empty.sync(a)
     assert a.rows(TITLES) == [(1, "had seen it")]
     assert empty.stated("todo", 1) == {"title": "had seen it"}
+
+
+def test_rows_that_the_relay_still_has_are_not_written_again(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a = synced(make_peer, relay)
+    a.write(
+        "CREATE TABLE audit (id INTEGER)",
+        "CREATE TRIGGER seen AFTER UPDATE ON todo BEGIN INSERT INTO audit VALUES (NEW.id); END",
+    )
+    relay.sync(a)
+    refill(a, relay)
+    relay.sync(a)
+    assert a.rows("SELECT count(*) FROM audit") == [(0,)]
+    assert (a.replica.queued(), a.states("todo")) == (0, {1: "synced"})
+
+
+def test_what_no_table_shows_here_and_no_relay_has_is_kept_as_rejected(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = synced(make_peer, relay), make_peer("CREATE TABLE todo (id INTEGER PRIMARY KEY)")
+    relay.sync(b)
+    assert b.replica.standing().left_alone == ("todo",)
+    empty = Relay()
+    refill(b, empty)
+    empty.sync(b)
+    assert [(row[0], row[1]) for row in b.rejected()] == [("todo", 1)]
+    assert a.replica.queued() == 0
+
+
+def test_a_load_that_does_not_say_what_it_saw_begins_anew(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    synced(make_peer, relay)
+    b = make_peer()
+    relay.page_rows = 1
+    b.replica.take_registry(list(relay.tables.values()))
+    b.engine.execute("UPDATE _reunite_meta SET value = 1 WHERE name = 'load_seq'")
+    greeting = b.replica.greeting()
+    assert (greeting.seq, greeting.token) == (0, b"")
+    assert b.replica.position().seq == 0

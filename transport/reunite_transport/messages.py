@@ -131,8 +131,8 @@ class Entries:
 @dataclass(frozen=True, slots=True)
 class Hello:
     """The client's first word. `acknowledged` is its highest resolved changeset number, `nonces`
-    those of its pending changesets in order (numbers follow on), `seq` and `token` the last commit
-    that it knows, its cursor or the place of a load (0 and no bytes before the first), `sent_ms`
+    those of its pending changesets in order (numbers follow on), (`seq`, `token`) its cursor
+    (0 and no bytes before the first), or in a load its place and the last page's token, `sent_ms`
     its clock."""
 
     version: int
@@ -213,9 +213,9 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows in order of (seq, row). (`seq`, `within`) is where the next Pull goes on, and `token`
-    that commit's. `complete` says that nothing was left when it was read: then (`seq`, `token`) is
-    the new cursor."""
+    """Rows in order of (seq, row). (`seq`, `within`) is where the next Pull goes on, and `token` is
+    of the last commit that the page saw. `complete` says that nothing was left when it was read:
+    then (`seq`, `token`) is the new cursor."""
 
     sections: tuple[Section, ...]
     seq: int

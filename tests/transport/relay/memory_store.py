@@ -71,7 +71,7 @@ class MemoryStore:
         self._fail()
         async with self._head_lock:
             standing = self._standings.get(replica, Standing(0, 0))
-            known_commit = self.token_by_seq.get(seq, b"nothing") == token
+            known_commit = any(t == token for at, t in self.token_by_seq.items() if at >= seq)
             if not known_commit or acknowledged > standing.last:
                 return Greeting(0, Verdict.LOST, (), self._head, self.now_ms, 0)
             accepted = [
@@ -120,7 +120,7 @@ class MemoryStore:
             return FeedPage(sections, self._head, b"", True, self.token_by_seq[self._head])
         end, table, key = taken[-1][0]
         mark = table.to_bytes(4, "big") + key
-        return FeedPage(sections, end, mark, False, self.token_by_seq[end])
+        return FeedPage(sections, end, mark, False, self.token_by_seq[self._head])
 
     def forget(self) -> None:
         """Nothing is remembered."""

@@ -44,7 +44,7 @@ class Model:
     def __init__(self, hub: Hub, replica: int) -> None:
         self.client = Client(hub, replica)
         self.cursor = 0
-        self.live = False
+        self.live = self.asked = False
         self.rows: dict[bytes, bytes] = {}
         # The own rows of each changeset that has no verdict, and the seq of those that wait.
         self.pending: dict[int, dict[bytes, bytes]] = {}
@@ -53,10 +53,11 @@ class Model:
         self.page: FeedPage | None = None
 
     def pull(self, realm: Realm) -> None:
-        """Ask for a page; its snapshot is taken now, and it arrives with `answer`."""
-        if self.page is None:
+        """Ask for a page, first and after Behind; its snapshot is taken now, and it arrives with
+        `answer`."""
+        if not self.live and not self.asked:
             self.client.say(Pull(self.cursor, b""))
-            self.live = False
+            self.asked = True
             self.page = realm.page()
 
     def answer(self, hub: Hub) -> None:
@@ -72,7 +73,7 @@ class Model:
                     assert seq >= self.cursor
                     self.apply(sections)
                     self.reach(seq)
-                    self.live = True
+                    self.live, self.asked = True, False
                 case Commit(seq, _, acknowledged, sections):
                     assert self.live, "a commit between pages"
                     assert seq == self.cursor + 1

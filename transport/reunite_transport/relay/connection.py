@@ -193,15 +193,19 @@ class Connection:
                 hello.replica, hello.acknowledged, hello.nonces, hello.seq, hello.token
             )
         )
-        relay.hub.grow(await relay.ask(store.registry))
-        self.session.welcome(greeting, realm=store.realm, registry=relay.hub.registry)
-        if self.session.closed:
-            return
         if greeting.verdict is Verdict.LOST:
             _log.warning(
                 "replica %x knows commit %s, which is not here: the database was restored",
                 *(hello.replica, hello.seq),
             )
+            # What this process remembers may be of the history that was lost.
+            store.forget()
+            relay.hub.registry = ()
+            await relay.ask(relay.look)
+        relay.hub.grow(await relay.ask(store.registry))
+        self.session.welcome(greeting, realm=store.realm, registry=relay.hub.registry)
+        if self.session.closed:
+            return
         if greeting.verdict is not Verdict.CONTINUE:
             # A new Hello follows, under another id; the file that this one was copied from goes on.
             return

@@ -79,6 +79,8 @@ _TABLES: Final[tuple[tuple[str, str, str], ...]] = (
 _INDEXES: Final[tuple[tuple[str, str, str], ...]] = (
     # The feed reads in this order: pages of one commit can end anywhere.
     ("documents_feed", "documents", "seq, tbl, key"),
+    # A load is named by the commit that its last page saw.
+    ("commits_token", "commits", "token"),
     # A copied file pushes what the other has pushed, under another replica id.
     ("changesets_nonce", "changesets", "nonce"),
 )

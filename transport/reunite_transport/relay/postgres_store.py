@@ -195,7 +195,7 @@ class PostgresStore:
         async with self._locked(LOCK_WAIT_MS) as (connection, head):
             with translated():
                 known_commit = seq == 0 or await connection.fetchval(
-                    f"SELECT true FROM {own.commits} WHERE seq = $1 AND token = $2", seq, token
+                    f"SELECT true FROM {own.commits} WHERE seq >= $1 AND token = $2", seq, token
                 )
                 last = await connection.fetchval(
                     f"SELECT last FROM {own.replicas} WHERE replica = $1", replica
@@ -259,22 +259,17 @@ class PostgresStore:
             rows = await reader.fetch(
                 _PAGE.format(own=self._own), seq, table, key, rows_max, bytes_max
             )
-            head = rows[0]
-            rows = [row for row in rows if row["tbl"] is not None]
-            complete = not rows or len(rows) == rows[0]["found"]
-            end, token = head["head_seq"], head["token"]
-            if not complete:
-                end = rows[-1]["seq"]
-                token = await reader.fetchval(
-                    f"SELECT token FROM {self._own.commits} WHERE seq = $1", end
-                )
+        head = rows[0]
+        rows = [row for row in rows if row["tbl"] is not None]
+        complete = not rows or len(rows) == rows[0]["found"]
+        end = head["head_seq"] if complete else rows[-1]["seq"]
         sections = tuple(
             _section(table_id, list(run)) for table_id, run in groupby(rows, lambda row: row["tbl"])
         )
         within = b""
         if not complete:
             within = rows[-1]["tbl"].to_bytes(_TABLE_BYTES, "big") + rows[-1]["key"]
-        return FeedPage(sections, end, within, complete, bytes(token))
+        return FeedPage(sections, end, within, complete, bytes(head["token"]))
 
     def forget(self) -> None:
         """Read the registry again; see the contract."""

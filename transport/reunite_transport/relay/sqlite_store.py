@@ -131,7 +131,7 @@ class SqliteStore:
         async with self._locked() as head:
             now_ms = self._clock()
             known_commit = connection.execute(
-                "SELECT 1 FROM _reunite_commits WHERE seq = ? AND token = ?", (seq, token)
+                "SELECT 1 FROM _reunite_commits WHERE seq >= ? AND token = ?", (seq, token)
             ).fetchone()
             term, last = connection.execute(
                 "SELECT term, last FROM _reunite_replicas WHERE replica = ?", (replica,)
@@ -289,8 +289,5 @@ def _read_page(
     if complete:
         return FeedPage(sections, head.seq, b"", True, head.token)
     end_seq, end_table, end_key, _ = rows[-1]
-    (token,) = reader.execute(
-        "SELECT token FROM _reunite_commits WHERE seq = ?", (end_seq,)
-    ).fetchone()
     mark = end_table.to_bytes(_TABLE_BYTES, "big") + end_key
-    return FeedPage(sections, end_seq, mark, False, token)
+    return FeedPage(sections, end_seq, mark, False, head.token)
