@@ -227,6 +227,28 @@ def test_a_lost_database_is_tried_again_and_connections_stay() -> None:
     asyncio.run(scenario())
 
 
+def test_a_commit_to_a_database_that_went_back_is_said_to_nobody() -> None:
+    """It has a number that the sessions know by another commit: whoever heard of it would go on in
+    a history in which rows of its own are missing."""
+
+    async def scenario() -> None:
+        async with at_work() as world:
+            one, two = await world.client(1), await world.client(2)
+            world.push(one, 1)
+            await one.next(Commit)
+            await two.next(Commit)
+            world.store.restore(0)
+            world.push(two, 1)
+            for client in (one, two):
+                heard = client.hear()
+                while not heard:
+                    await asyncio.sleep(0)
+                    heard = client.hear()
+                assert [type(message) for message in heard] == [Error]
+
+    asyncio.run(scenario())
+
+
 def test_a_commit_whose_answer_was_lost_has_its_author_ask_again() -> None:
     async def scenario() -> None:
         async with at_work() as world:

@@ -211,8 +211,17 @@ class Flusher:
         changesets = [queued.changeset for _, taken in batch for queued in taken]
         self.in_flight = token = self._new_token()
         self.in_flight_since = asyncio.get_running_loop().time()
+        since = self._hub.head
         try:
             outcome = await self._commit(self._store, changesets, token)
+            if outcome.seq is not None and outcome.seq <= since:
+                # The database went back while we looked elsewhere: what the sessions know is of
+                # another history, so nothing of this one may be said in it.
+                self._store.forget()
+                self._hub.go_back(outcome.seq, outcome.token)
+                for line, _ in batch:
+                    self._end(line)
+                return
             self._deliver(batch, outcome)
         except StoreError as error:
             _log.warning("a batch of %d changesets is tried again: %s", len(changesets), error)

@@ -151,9 +151,7 @@ class Hub:
         registry does not count any more.
         """
         if seq < since or (seq == self.head and self._token not in (None, token)):
-            self._end_all("restored", "the relay's database went back to an earlier state")
-            self._forget_recent()
-            self.head, self._token, self.registry = seq, token, ()
+            self.go_back(seq, token)
             return True
         known_token: bytes | None = token
         if token == in_flight:
@@ -166,6 +164,12 @@ class Hub:
             member.session.behind(seq)
             member.wake()
         return True
+
+    def go_back(self, seq: int, token: bytes) -> None:
+        """The database was restored, and its head is this one now."""
+        self._end_all("restored", "the relay's database went back to an earlier state")
+        self._forget_recent()
+        self.head, self._token, self.registry = seq, token, ()
 
     # All else
 
