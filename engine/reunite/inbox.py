@@ -29,13 +29,14 @@ def receive(state: State, statement: Statement, *, within: bytes = b"") -> bool:
     `within` is where the next page goes on. Raises AdoptionConflict (see `adopt`), and FormatError
     for rows that are not of our format; then nothing has changed.
     """
-    waiting = _waiting(state)
+    waiting = state.conn.execute("SELECT 1 FROM _reunite_inbox LIMIT 1").fetchone() is not None
     whole = statement.complete
     adopting = outbox_adopts(state)
     if whole or not (state.meta.loaded or waiting or adopting):
         state.conn.execute("SAVEPOINT reunite_inbox")
         try:
-            integrate(state, [*waiting, statement])
+            # Read only now: to read them at each page would be quadratic.
+            integrate(state, [*_waiting(state), statement])
         except PendingCollision:
             state.conn.execute("ROLLBACK TO reunite_inbox")
         else:

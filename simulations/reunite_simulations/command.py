@@ -99,9 +99,9 @@ def simulate(
                 total.add(run_seed(replace(settings, seed=number), progress.show))
                 if total.violations:
                     break
-            if total.violations and shrink_seconds:
-                progress.say(f"seed {number} broke a promise; looking for a shorter history")
-                assert total.last is not None
+            if total.last is not None and total.violations and shrink_seconds:
+                broken = total.last.seed
+                progress.say(f"seed {broken} broke a promise; looking for a shorter history")
                 total.small = shrink(total.last, seconds=shrink_seconds)
     except KeyboardInterrupt:
         interrupted = True
