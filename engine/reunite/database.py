@@ -185,12 +185,12 @@ class Database:
         Rolled back when the block raises or its task is cancelled.
         """
         async with self._writing():
-            conn = self._writer.conn
+            conn, replica = self._writer.conn, self.replica
             tx = Transaction(self._writer)
             try:
-                await self._writer.run(self._begin, conn)
+                await self._writer.run(self._begin, conn, replica)
                 yield tx
-                await self._writer.run(self._commit, conn)
+                await self._writer.run(self._commit, conn, replica)
             except BaseException:
                 # A task that is cancelled while its BEGIN runs has begun all the same.
                 await self._writer.run(_rollback, conn)
@@ -253,12 +253,15 @@ class Database:
             )
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        # Taken now: a write whose task is cancelled goes on while the database is being closed.
+        replica = self.replica
+
         def whole() -> T:
             conn = self._writer.conn
-            self._begin(conn)
+            self._begin(conn, replica)
             try:
                 result = work(conn)
-                self._commit(conn)
+                self._commit(conn, replica)
             except BaseException:
                 _rollback(conn)
                 raise
@@ -269,20 +272,20 @@ class Database:
         await self._committed()
         return result
 
-    def _begin(self, conn: sqlite3.Connection) -> None:
-        self._state = self.replica.begin(conn)
+    def _begin(self, conn: sqlite3.Connection, replica: Replica) -> None:
+        self._state = replica.begin(conn)
         try:
             fold_strangers(self._state)
         except BaseException:
             _rollback(conn)
             raise
 
-    def _commit(self, conn: sqlite3.Connection) -> None:
+    def _commit(self, conn: sqlite3.Connection, replica: Replica) -> None:
         if not conn.in_transaction:
             raise UsageError("the transaction was ended by its own SQL; leave COMMIT to reunite")
         self._state.now_ms = self.clock()
         fold_own(self._state)
-        self.replica.commit(self._state)
+        replica.commit(self._state)
 
     async def _committed(self) -> None:
         self._notify()

@@ -1,6 +1,7 @@
 """The async API: SQL in transactions of its own, one at a time, whole or not at all."""
 
 import asyncio
+import gc
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -336,6 +337,34 @@ def test_closing_while_work_is_under_way_finishes_it(tmp_path: Path) -> None:
             assert await titles(again) in ([], ["a"])
 
     asyncio.run(run())
+
+
+def test_a_write_that_was_cancelled_is_finished_while_the_database_closes(tmp_path: Path) -> None:
+    async def work() -> None:
+        unheard: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+        db = Database(tmp_path / "app.db")
+        await db.open()
+        await db.execute("CREATE TABLE list (id INTEGER PRIMARY KEY)")
+        await db.track("list")
+        stranger = connect(tmp_path / "app.db")
+        stranger.execute("BEGIN IMMEDIATE")
+        task = asyncio.create_task(db.execute("INSERT INTO list VALUES (1)"))
+        await asyncio.sleep(0)
+        task.cancel()
+        closing = asyncio.create_task(db.close())
+        await asyncio.sleep(0)
+        stranger.execute("ROLLBACK")
+        await closing
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        gc.collect()
+        assert unheard == []
+        assert stranger.execute("SELECT id FROM list").fetchall() == [(1,)]
+        stranger.close()
+
+    asyncio.run(work())
 
 
 def test_a_file_error_is_one_of_ours(tmp_path: Path) -> None:
