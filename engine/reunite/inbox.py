@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from reunite import outbox
 from reunite.apply import PendingCollision, apply_rows
 from reunite.bookkeeping import Row, lines_of, save_rows
+from reunite.clock import time_of
 from reunite.document import EMPTY, as_we_encode, decode, encode, merge
 from reunite.errors import FormatError
 from reunite.keys import stored_key, unpack_key
@@ -114,7 +115,7 @@ def know(state: State, pairs: Iterable[tuple[int, int]]) -> None:
 def drop_reached(state: State) -> None:
     """Drop committed changesets whose commit the cursor has reached already."""
     lines = _Lines(state)
-    _drop_reached(state, lines, state.meta.seq)
+    _note_seen(state, lines, _drop_reached(state, lines, state.meta.seq))
     changed = lines.changed()
     lines.save_unchanged(changed)
     apply_rows(state, changed)
@@ -133,6 +134,7 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
     lines = _Lines(state)
     by_registry = state.by_registry()
     seq = 0
+    seen: dict[RowRef, int] = {}
     for statement in statements:
         stated: dict[RowRef, bytes] = {}
         for section in statement.rows:
@@ -148,7 +150,7 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
                     raise FormatError(f"a key of {tracked.table.name!r} has {len(values)} parts")
                 stated[RowRef(tracked.id, stored_key(values))] = as_we_encode(document)
         for number in statement.acknowledged:
-            _acknowledge(state, lines, number, stated)
+            seen |= _acknowledge(state, lines, number, stated)
         lines.load(stated)
         for ref, document in stated.items():
             row = lines[ref]
@@ -159,7 +161,8 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
         if statement.complete:
             seq = statement.seq
     if seq:
-        _drop_reached(state, lines, seq)
+        seen |= _drop_reached(state, lines, seq)
+    _note_seen(state, lines, seen)
     changed = lines.changed()
     apply_rows(state, changed, may_wait=True)
     lines.save_unchanged(changed)
@@ -209,12 +212,24 @@ class _Lines:
         )
 
 
-def _acknowledge(state: State, lines: _Lines, number: int, stated: dict[RowRef, bytes]) -> None:
+def _note_seen(state: State, lines: _Lines, time_by_row: Mapping[RowRef, int]) -> None:
+    still_pending = {
+        ref: time for ref, time in time_by_row.items() if lines[ref].changeset is not None
+    }
+    outbox.note_seen(state, still_pending)
+
+
+def _acknowledge(
+    state: State, lines: _Lines, number: int, stated: dict[RowRef, bytes]
+) -> dict[RowRef, int]:
+    """Join a changeset with the base; returns the times of its edits of rows that were edited
+    again."""
     changeset = outbox.by_number(state.conn, number)
     if changeset is None:
-        return
+        return {}
     entries = changeset.entries()
     lines.load(entry.row for entry in entries)
+    seen = {}
     for entry in entries:
         row = lines[entry.row]
         base = row.base
@@ -226,26 +241,32 @@ def _acknowledge(state: State, lines: _Lines, number: int, stated: dict[RowRef, 
             )
         if row.changeset == changeset.id:
             row = row._replace(changeset=None, visible=None)
+        else:
+            seen[entry.row] = time_of(decode(entry.document).latest())
         lines[entry.row] = row._replace(base=base)
     outbox.remove(state.conn, changeset.id)
     state.meta.acknowledged = max(state.meta.acknowledged, number)
+    return seen
 
 
-def _drop_reached(state: State, lines: _Lines, seq: int) -> None:
+def _drop_reached(state: State, lines: _Lines, seq: int) -> dict[RowRef, int]:
     """Drop the changesets that the relay committed at or before this seq; what they did has
-    arrived as rows."""
+    arrived as rows. Returns the times of their edits of rows that were edited again."""
+    seen: dict[RowRef, int] = {}
     for changeset in outbox.reached(state.conn, seq):
-        refs = [entry.row for entry in changeset.entries()]
-        lines.load(refs)
+        entries = changeset.entries()
+        lines.load(entry.row for entry in entries)
         outbox.remove(state.conn, changeset.id)
         again = []
-        for ref in refs:
-            row = lines[ref]
+        for entry in entries:
+            row = lines[entry.row]
             if row.changeset == changeset.id:
-                lines[ref] = row._replace(changeset=None, visible=None)
+                lines[entry.row] = row._replace(changeset=None, visible=None)
             else:
-                again.append(ref)
+                again.append(entry.row)
+                seen[entry.row] = time_of(decode(entry.document).latest())
         lines.update(made_visible(state, {ref: lines[ref] for ref in again}))
+    return seen
 
 
 def made_visible(state: State, rows: Mapping[RowRef, Row]) -> dict[RowRef, Row]:

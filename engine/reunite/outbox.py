@@ -289,7 +289,8 @@ def restamp(state: State) -> set[RowRef]:
     replica's id has changed. Returns the rows whose pending changed; their lines are stale."""
     chain: dict[RowRef, int] = {}
     changed: set[RowRef] = set()
-    for changeset in pending(state.conn):
+    for changeset in everything(state.conn):
+        sent = changeset.number is not None or changeset.seq is not None
         entries = changeset.entries()
         fresh = []
         for entry in entries:
@@ -298,7 +299,7 @@ def restamp(state: State) -> set[RowRef]:
             recorded_ms = min(entry.recorded_ms, state.now_ms)
             time = edit_time(recorded_ms, state.meta.offset_ms, max(entry.seen, floor))
             document = decode(entry.document)
-            if changeset.number is not None or entry.kind in (Kind.ADOPTED, Kind.OFFERED):
+            if sent or entry.kind in (Kind.ADOPTED, Kind.OFFERED):
                 chain[entry.row] = max(floor, time_of(document.latest()))
                 fresh.append(entry)
                 continue
@@ -310,6 +311,22 @@ def restamp(state: State) -> set[RowRef]:
         if fresh != entries:
             encode_anew(state.conn, changeset.id, fresh)
     return changed
+
+
+def note_seen(state: State, time_by_row: Mapping[RowRef, int]) -> None:
+    """Note that the pending edits of these rows have seen what was committed of this file's own
+    before them, at these times: stamped again, they must not fall behind it. Only the next edit of
+    each row needs to know, as each is stamped after the one before it."""
+    left = dict(time_by_row)
+    for changeset in pending(state.conn) if left else ():
+        entries = changeset.entries()
+        noted = [entry._replace(seen=max(entry.seen, left.get(entry.row, 0))) for entry in entries]
+        if noted != entries:
+            encode_anew(state.conn, changeset.id, noted)
+        for entry in entries:
+            left.pop(entry.row, None)
+        if not left:
+            return
 
 
 def with_stamp(document: Document, mark: bytes) -> Document:

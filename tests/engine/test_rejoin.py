@@ -102,6 +102,26 @@ def test_what_was_sent_and_never_arrived_is_sent_again_as_it_was(
     assert relay.pushed[-1] == lost
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_second_edit_stays_after_the_first_when_the_clock_is_measured_anew(
+    heard: bool, make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = original(make_peer, relay), make_peer()
+    a.commit("UPDATE todo SET title = 'first'", at=20_000)
+    a.commit("UPDATE todo SET title = 'second'", at=20_100)
+    link = relay.connect(a)
+    link.push(changesets_max=1)
+    if heard:
+        link.deliver()
+    link.close()
+    for ahead_ms in (9_000, 15_000):
+        relay.ahead_ms[a.replica] = ahead_ms
+        relay.connect(a).close()
+    relay.sync(a, b)
+    assert a.rows(TITLES) == b.rows(TITLES) == [(1, "second")]
+    assert a.differences() == []
+
+
 @pytest.mark.parametrize("fork", [False, True])
 def test_what_strangers_write_between_greeting_and_welcome_is_kept(
     fork: bool, make_peer: MakePeer, relay: Relay

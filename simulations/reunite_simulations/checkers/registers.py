@@ -6,10 +6,10 @@ so the value that a cell has in the end names its write.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from reunite.cells.register import Value
+from reunite.cells.register import Value, same
 from reunite.keys import stored_key
 from reunite.schema import Table, default_value
 from reunite_simulations import observe
@@ -66,7 +66,7 @@ class Registers:
             if transaction.outcome is Outcome.REFUSED:
                 continue
             deleted = set() if transaction.own else deleted_by_strangers
-            for write in reversed(transaction.writes):
+            for write in reversed(list(_net(transaction.writes))):
                 row = by_row.setdefault((write.table, write.key), _Row())
                 captured = transaction.client, write.table, write.key
                 certain = transaction.outcome is Outcome.RETURNED and not transaction.doubtful
@@ -108,6 +108,29 @@ class Registers:
                 )
 
 
+def _net(writes: Sequence[Write]) -> Iterable[Write]:
+    """A transaction's writes with the successive edits of a row as one, and without what a cell
+    had before: what went back to that is no edit."""
+    found: list[Write] = []
+    place_by_row: dict[tuple[str, Key], int] = {}
+    for write in writes:
+        place = place_by_row.get((write.table, write.key))
+        earlier = None if place is None else found[place]
+        if write.verb is Verb.UPDATE and earlier is not None and earlier.verb is not Verb.DELETE:
+            assert place is not None
+            found[place] = replace(earlier, cells={**earlier.cells, **write.cells})
+        else:
+            place_by_row[write.table, write.key] = len(found)
+            found.append(write)
+    for write in found:
+        cells = {
+            column: value
+            for column, value in write.cells.items()
+            if column not in write.before or not same(value, write.before[column])
+        }
+        yield replace(write, cells=cells)
+
+
 def _note(row: _Row, write: Write, made: Transaction, certain: bool) -> None:
     if write.verb is Verb.DELETE:
         row.deletes.append((write, made.at, certain))
@@ -120,7 +143,8 @@ def _note(row: _Row, write: Write, made: Transaction, certain: bool) -> None:
             write.before.get(column),
             column in write.before,
             made.at,
-            certain,
+            # Other programs may write NULL where it was before anybody looked.
+            certain and (made.own or value is not None),
             made.doubtful,
             made.client,
         )
