@@ -1,6 +1,5 @@
 """What an outside observer reads in files: rows, documents, queues. Nothing is changed."""
 
-import hashlib
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -111,13 +110,13 @@ def count_rows(conn: sqlite3.Connection) -> int:
     return int(count)
 
 
-def fingerprint(conn: sqlite3.Connection) -> str:
-    """A short name for all that the relay stated to a client."""
+def fingerprint(conn: sqlite3.Connection) -> int:
+    """A short name for all that the relay stated to a client, in this process only."""
     stated = conn.execute(
         "SELECT t.name, r.key, r.base FROM _reunite_rows AS r JOIN _reunite_tables AS t"
-        " ON t.id = r.tbl WHERE r.base IS NOT NULL ORDER BY t.name, r.key"
-    ).fetchall()
-    return hashlib.sha256(repr(stated).encode()).hexdigest()[:16]
+        " ON t.id = r.tbl WHERE r.base IS NOT NULL"
+    )
+    return hash(frozenset(stated))
 
 
 def imaged(conn: sqlite3.Connection, table: Table) -> set[tuple[Value, ...]]:

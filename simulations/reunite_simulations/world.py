@@ -35,6 +35,8 @@ LOOK_SECONDS: Final = 10.0
 QUIET_SECONDS: Final = 30.0
 # How many rows a relay's page holds, by seed: few, so that pages cut through what was committed.
 PAGE_ROWS_MAX: Final = (2, 7, 5_000)
+# A load of a large database is cut into this many pages at most, or it would take most of the time.
+PAGES_MAX: Final = 1_000
 # A relay keeps what it is told; the report keeps this many events.
 EVENTS_MAX: Final = 500_000
 
@@ -335,7 +337,8 @@ class World:
         ]
         self.initial = {table.name: observe.rows(conn, table) for table in self._tables}
         conn.close()
-        rows_max = self.chance("pages").choice(PAGE_ROWS_MAX)
+        rows = sum(map(len, self.initial.values()))
+        rows_max = max(self.chance("pages").choice(PAGE_ROWS_MAX), rows // PAGES_MAX)
         for number in range(settings.relays):
             name = f"relay{number + 1}"
             path = self.folder / "relay.db"

@@ -13,7 +13,7 @@ class Convergence:
     promise = "convergence"
 
     def __init__(self) -> None:
-        self._digest_by_commit: dict[tuple[int, bytes], tuple[str, str]] = {}
+        self._digest_by_commit: dict[tuple[int, bytes], tuple[int, str]] = {}
 
     def during(self, world: Observed) -> Iterable[str]:
         """Compare all that stand at the same commit."""
