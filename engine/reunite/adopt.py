@@ -137,17 +137,16 @@ def reconcile(state: State, choice: Choice | None) -> None:
             if row.base is None:
                 kept.append(entry)
                 continue
-            base, ours = decode(row.base), decode(entry.document)
-            if entry.kind == Kind.OFFERED and merge(base, ours) != base:
-                kept.append(entry)
-                continue
             if entry.kind == Kind.OFFERED:
-                if row.changeset == changeset.id and row.visible == row.base:
+                if not _holds(row.base, entry.document):
+                    kept.append(entry)
+                elif row.changeset == changeset.id and row.visible == row.base:
                     # The table shows it already, and the app's triggers need not hear of it.
                     quiet.append((entry.row, row._replace(visible=None, changeset=None)))
                 else:
                     stale[entry.row] = row
                 continue
+            base, ours = decode(row.base), decode(entry.document)
             stale[entry.row] = row
             if _same_origin(state.shapes[entry.row.table], base, ours):
                 if _any_equal(base, ours):
@@ -204,6 +203,14 @@ def reconcile(state: State, choice: Choice | None) -> None:
 def rebuild(state: State, rows: Mapping[RowRef, Row]) -> None:
     """Make these rows visible anew, base joined with pending, and write their tables."""
     apply_rows(state, made_visible(state, rows))
+
+
+def _holds(base: bytes, offered: bytes) -> bool:
+    """True when the realm has all that is offered to it."""
+    if base == offered:
+        return True
+    known = decode(base)
+    return merge(known, decode(offered)) == known
 
 
 def _any_equal(base: Document, ours: Document) -> bool:

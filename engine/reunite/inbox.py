@@ -16,7 +16,7 @@ from reunite import outbox
 from reunite.apply import PendingCollision, apply_rows
 from reunite.bookkeeping import Row, lines_of, save_rows
 from reunite.clock import time_of
-from reunite.document import EMPTY, as_we_encode, decode, encode, merge
+from reunite.document import EMPTY, as_we_encode, decode, encode, latest_stamp, merge
 from reunite.errors import FormatError
 from reunite.keys import stored_key, unpack_key
 from reunite.payload import RowRef, Statement, pack_statement, unpack_statement
@@ -242,7 +242,7 @@ def _acknowledge(
         if row.changeset == changeset.id:
             row = row._replace(changeset=None, visible=None)
         else:
-            seen[entry.row] = time_of(decode(entry.document).latest())
+            seen[entry.row] = time_of(latest_stamp(entry.document))
         lines[entry.row] = row._replace(base=base)
     outbox.remove(state.conn, changeset.id)
     state.meta.acknowledged = max(state.meta.acknowledged, number)
@@ -264,7 +264,7 @@ def _drop_reached(state: State, lines: _Lines, seq: int) -> dict[RowRef, int]:
                 lines[entry.row] = row._replace(changeset=None, visible=None)
             else:
                 again.append(entry.row)
-                seen[entry.row] = time_of(decode(entry.document).latest())
+                seen[entry.row] = time_of(latest_stamp(entry.document))
         lines.update(made_visible(state, {ref: lines[ref] for ref in again}))
     return seen
 

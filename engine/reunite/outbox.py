@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from reunite.bookkeeping import CHANGESET_ID_STEP, lines_of, save_rows
 from reunite.cells.register import Register, Value
 from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
-from reunite.document import Document, decode, encode
+from reunite.document import Document, decode, encode, latest_stamp
 from reunite.fold import Parent
 from reunite.keys import key_values
 from reunite.payload import Entry, Kind, RowRef, pack_entries, unpack_entries
@@ -295,16 +295,16 @@ def restamp(state: State) -> set[RowRef]:
         fresh = []
         for entry in entries:
             floor = chain.get(entry.row, 0)
+            if sent or entry.kind in (Kind.ADOPTED, Kind.OFFERED):
+                chain[entry.row] = max(floor, time_of(latest_stamp(entry.document)))
+                fresh.append(entry)
+                continue
             # A clock that was ahead and was put right recorded a time that is still to come.
             recorded_ms = min(entry.recorded_ms, state.now_ms)
             time = edit_time(recorded_ms, state.meta.offset_ms, max(entry.seen, floor))
-            document = decode(entry.document)
-            if sent or entry.kind in (Kind.ADOPTED, Kind.OFFERED):
-                chain[entry.row] = max(floor, time_of(document.latest()))
-                fresh.append(entry)
-                continue
             chain[entry.row] = time
-            stamped = encode(with_stamp(document, stamp(time, state.meta.replica)))
+            document = with_stamp(decode(entry.document), stamp(time, state.meta.replica))
+            stamped = encode(document)
             if stamped != entry.document:
                 changed.add(entry.row)
             fresh.append(entry._replace(document=stamped))

@@ -36,7 +36,7 @@ QUIET_SECONDS: Final = 30.0
 # How many rows a relay's page holds, by seed: few, so that pages cut through what was committed.
 PAGE_ROWS_MAX: Final = (2, 7, 5_000)
 # A load of a large database is cut into this many pages at most, or it would take most of the time.
-PAGES_MAX: Final = 1_000
+PAGES_MAX: Final = 200
 # A relay keeps what it is told; the report keeps this many events.
 EVENTS_MAX: Final = 500_000
 
