@@ -5,12 +5,13 @@ it had read there before; every value that a workload writes into a free column 
 value that is seen anywhere tells which write it came from.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
-from reunite.cells.register import Value
+from reunite.cells.register import Value, same
 from reunite_simulations.elements import Elements, Index
 
 Key: TypeAlias = tuple[Value, ...]
@@ -66,6 +67,8 @@ class Transaction:
     refusal: str = ""
     # Written before a loss of power or a restored backup that may have taken it back.
     doubtful: bool = False
+    # Dated by a clock that had been put wrong, so nobody can say whether it counts as later.
+    mistimed: bool = False
 
     @property
     def rows_written(self) -> int:
@@ -100,15 +103,19 @@ class History:
     transactions: list[Transaction] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     strikes: list[Strike] = field(default_factory=list)
-    # When the relays' database last went back to a backup: what was written before comes back row
-    # by row, not by the transactions that wrote it.
-    restored_at: float = -1.0
+    # When the relays' database went back to a backup: what was written before comes back row by
+    # row, not by the transactions that wrote it.
+    restores: list[float] = field(default_factory=list)
     _index: Index = field(default_factory=lambda: Index({}, []))
 
     @property
     def events(self) -> Sequence[Transaction | Strike]:
         """What could be left out of this history, in true order."""
         return sorted([*self.transactions, *self.strikes], key=lambda each: each.at)
+
+    def epoch(self, at: float) -> int:
+        """How often the relays' database had gone back by then."""
+        return bisect_left(self.restores, at)
 
     def keep(self, elements: Iterable[str]) -> Set[str]:
         """The same set in little room: reads are many, and most elements are in most of them."""
@@ -125,3 +132,27 @@ class History:
         for transaction in self.transactions:
             if transaction.client == client and transaction.at >= since:
                 transaction.doubtful = True
+
+
+def net(writes: Sequence[Write]) -> Iterator[Write]:
+    """A transaction's writes with the successive edits of a row as one, and without what a cell
+    had before: what went back to that is no edit."""
+    found: list[Write] = []
+    place_by_row: dict[tuple[str, Key], int] = {}
+    for write in writes:
+        place = place_by_row.get((write.table, write.key))
+        earlier = None if place is None else found[place]
+        if write.verb is Verb.UPDATE and earlier is not None and earlier.verb is not Verb.DELETE:
+            assert place is not None
+            found[place] = replace(earlier, cells={**earlier.cells, **write.cells})
+        else:
+            place_by_row[write.table, write.key] = len(found)
+            found.append(write)
+    for write in found:
+        cells = {
+            column: value
+            for column, value in write.cells.items()
+            if column not in write.before or not same(value, write.before[column])
+        }
+        if cells or write.verb is not Verb.UPDATE:
+            yield replace(write, cells=cells)

@@ -124,6 +124,7 @@ class World:
         self.unsettled: set[str] = set()
         self.rows_written = 0
         self.commits_when_quiet = 0
+        self.bytes_when_quiet = 0
         self.faults: dict[str, int] = {}
         self.checks: dict[str, int] = {}
         self.violations: list[Violation] = []
@@ -252,7 +253,7 @@ class World:
             self._store.close()
             self._store = None
         copy_files(backup, self.folder / "relay.db")
-        self.history.restored_at = self.now()
+        self.history.restores.append(self.now())
         self.note("restored", backup.name)
 
     def add_copy(self, client: Client, chance: EventChance) -> None:
@@ -420,7 +421,8 @@ class World:
         for checker in self._checkers:
             if self.violations:
                 return
-            self.checks[checker.promise] = self.checks.get(checker.promise, 0) + 1
+            if at_end or checker.looks:
+                self.checks[checker.promise] = self.checks.get(checker.promise, 0) + 1
             for message in checker.at_end(self) if at_end else checker.during(self):
                 self.violations.append(Violation(checker.promise, self.now(), message))
                 self.note("violation", checker.promise, message)
@@ -444,7 +446,9 @@ class World:
             if all(self._rests(client) for client in self.clients):
                 break
         (head,) = self.store.execute("SELECT seq FROM _reunite_head").fetchone()
+        before = self.bytes_sent
         await asyncio.sleep(QUIET_SECONDS)
+        self.bytes_when_quiet = self.bytes_sent - before
         (later,) = self.store.execute("SELECT seq FROM _reunite_head").fetchone()
         self.commits_when_quiet = later - head
         self._look()

@@ -29,6 +29,7 @@ class Told:
     clocks_were_wrong: bool = False
     rows_written: int = 0
     commits_when_quiet: int = 0
+    bytes_when_quiet: int = 0
     bytes_sent: int = 0
 
     def tables(self) -> Sequence[Table]:

@@ -11,6 +11,7 @@ class Convergence:
     afterwards, so it is remembered across clients and time."""
 
     promise = "convergence"
+    looks = True
 
     def __init__(self) -> None:
         self._digest_by_commit: dict[tuple[int, bytes], tuple[int, str]] = {}
