@@ -100,10 +100,16 @@ class History:
     transactions: list[Transaction] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     strikes: list[Strike] = field(default_factory=list)
-    # When the relays' database last went back to a backup: what was written before comes back row
-    # by row, not by the transactions that wrote it.
+    # When the relays' database last went back to a backup, and when a client heard so last.
     restored_at: float = -1.0
+    refilled_at: dict[str, float] = field(default_factory=dict)
     _index: Index = field(default_factory=lambda: Index({}, []))
+
+    def comes_back_by_row(self, transaction: Transaction) -> bool:
+        """Whether a restored relay may have got what this wrote row by row, and not as a whole: it
+        may have been committed before, or sent by a client that had not heard yet."""
+        heard_at = self.refilled_at.get(transaction.client, -1.0)
+        return transaction.at <= max(self.restored_at, heard_at)
 
     @property
     def events(self) -> Sequence[Transaction | Strike]:

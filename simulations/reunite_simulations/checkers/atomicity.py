@@ -34,7 +34,7 @@ def _own_groups(world: Observed) -> set[str]:
     return {
         element.partition(".")[0]
         for transaction in world.history.transactions
-        if transaction.own and transaction.at > world.history.restored_at
+        if transaction.own and not world.history.comes_back_by_row(transaction)
         for element in transaction.appended
     }
 

@@ -29,12 +29,16 @@ class Causality:
     def at_end(self, world: Observed) -> Iterable[str]:
         """Every cycle that is not allowed."""
         rejected = rejected_elements(world)
-        restored_at = world.history.restored_at
         writers: dict[str, Transaction] = {}
-        for transaction in world.history.transactions:
+        whole = [
+            transaction
+            for transaction in world.history.transactions
+            if not world.history.comes_back_by_row(transaction)
+        ]
+        for transaction in whole:
             for element in transaction.appended:
                 certain = transaction.own and not transaction.doubtful
-                if certain and transaction.at > restored_at and element not in rejected:
+                if certain and element not in rejected:
                     writers[element] = transaction
         # By sets as bits: all elements that a session, or a transaction, has in its past.
         bit = {element: 1 << place for place, element in enumerate(writers)}
@@ -68,10 +72,7 @@ class Causality:
                         past |= bit[element]
             past_of_session[session] = past
         authors = {
-            element: transaction.client
-            for transaction in world.history.transactions
-            if transaction.at > restored_at
-            for element in transaction.appended
+            element: transaction.client for transaction in whole for element in transaction.appended
         }
         # What a file had pending that was copied, or went back, may be refused here and not there.
         among = world.twins | world.rolled_back
