@@ -220,6 +220,18 @@ async def relay_restore(world: "World", chance: EventChance) -> None:
     """The relays' database breaks, and a backup of it takes its place."""
     backup = world.folder / f"relay-backup{chance.number}.db"
     copy_files(world.folder / "relay.db", backup)
+    if chance.random() < 0.5:
+        # Under relays that run. One of them does not reach the database for a while, in which the
+        # other may commit over the lost numbers.
+        await chance.pause(1, 20)
+        relay = chance.pick(world.relays)
+        relay.reach_store(False)
+        try:
+            world.restore_store_under_relays(backup)
+            await chance.pause(0, 40)
+        finally:
+            relay.reach_store(True)
+        return
     await chance.pause(5, 60)
     await world.restore_store(backup)
     await chance.pause(0.1, 10)

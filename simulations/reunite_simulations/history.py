@@ -103,9 +103,9 @@ class History:
     transactions: list[Transaction] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     strikes: list[Strike] = field(default_factory=list)
-    # When the relays' database went back to a backup: what was written before comes back row by
-    # row, not by the transactions that wrote it.
+    # When the relays' database went back to a backup, and when each client heard of it.
     restores: list[float] = field(default_factory=list)
+    refills: dict[str, list[float]] = field(default_factory=dict)
     _index: Index = field(default_factory=lambda: Index({}, []))
 
     @property
@@ -116,6 +116,13 @@ class History:
     def epoch(self, at: float) -> int:
         """How often the relays' database had gone back by then."""
         return bisect_left(self.restores, at)
+
+    def comes_back_by_row(self, made: Transaction) -> bool:
+        """Whether a relay that was restored before this may have got it row by row, and not as a
+        whole: its client may have sent it when it had not heard yet."""
+        epoch = self.epoch(made.at)
+        heard = self.refills.get(made.client, [])
+        return any(at >= made.at and self.epoch(at) == epoch for at in heard)
 
     def keep(self, elements: Iterable[str]) -> Set[str]:
         """The same set in little room: reads are many, and most elements are in most of them."""

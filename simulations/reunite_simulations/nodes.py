@@ -383,6 +383,13 @@ class RelayNode:
             task.cancel()
         await asyncio.sleep(0)
 
+    def reach_store(self, reaches: bool) -> None:
+        """Let the database be away for this process, or there again."""
+        if self._store is not None:
+            for connection in (self._store._connection, self._store._reader):
+                # SQLite interrupts every statement while this returns true.
+                connection.set_progress_handler(None if reaches else lambda: True, 1)
+
     def _accept(self, socket: Socket) -> None:
         assert self.service is not None
         task = asyncio.create_task(self.service.attend(socket), name=f"{self.name} connection")

@@ -12,6 +12,7 @@ import itertools
 import random
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +29,7 @@ from reunite_simulations.network import Network
 from reunite_simulations.nodes import EPOCH_MS, Client, Clock, Crashed, RelayNode, copy_files
 from reunite_simulations.transactions import Workload, transact
 from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE, Mix
-from reunite_transport.client_session import Acknowledged, Event, GaveUp, Live, Received
+from reunite_transport.client_session import Acknowledged, Event, GaveUp, Live, Received, Refilling
 
 # How often the checkers look on, and how long a world at rest is watched.
 LOOK_SECONDS: Final = 10.0
@@ -213,6 +214,9 @@ class World:
             self.note("received", client.name, event.rows, event.applied)
         elif isinstance(event, Acknowledged):
             self.note("acknowledged", client.name, event.count)
+        elif isinstance(event, Refilling):
+            self.history.refills.setdefault(client.name, []).append(self.now())
+            self.note("refilling", client.name, event.rows)
 
     def died(self, client: Client) -> None:
         """A client's process has died; it is started again after a while."""
@@ -253,6 +257,18 @@ class World:
             self._store.close()
             self._store = None
         copy_files(backup, self.folder / "relay.db")
+        self._restored(backup)
+
+    def restore_store_under_relays(self, backup: Path) -> None:
+        """The same while relays run: to them it is a write like any other's."""
+        with (
+            closing(sqlite3.connect(backup)) as source,
+            closing(sqlite3.connect(self.folder / "relay.db")) as target,
+        ):
+            source.backup(target)
+        self._restored(backup)
+
+    def _restored(self, backup: Path) -> None:
         self.history.restores.append(self.now())
         self.note("restored", backup.name)
 

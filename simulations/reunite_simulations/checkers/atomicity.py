@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Set
 
 from reunite_simulations import observe
 from reunite_simulations.checkers import Observed, rows_in_turn
+from reunite_simulations.history import Transaction
 from reunite_simulations.replaced import Replaced, Seen, shows
 from reunite_simulations.workload import APPEND_TABLE
 
@@ -23,7 +24,8 @@ class Atomicity:
         """Look at everybody who has loaded once; a first load shows rows as they come."""
         self._replaced.take(world)
         self._looks += 1
-        own = _own_groups(world, len(world.history.restores))
+        epoch = len(world.history.restores)
+        own = _own_groups(world, epoch)
         for client in world.clients:
             if not client.up or not observe.has_table(client.app, APPEND_TABLE):
                 continue
@@ -36,8 +38,8 @@ class Atomicity:
                 continue
             for old, made, wrote in self._replaced.found(rows):
                 new = next((each for each in wrote if shows(rows, each)), None)
-                since = world.history.epoch(made.at) == len(world.history.restores)
-                if made.own and not made.doubtful and since and new is not None:
+                certain = made.own and not made.doubtful and _is_of(epoch, world, made)
+                if certain and new is not None:
                     yield f"{client.name} sees {_said(new)} of {made.event}, beside {_said(old)}"
 
     def at_end(self, world: Observed) -> Iterable[str]:
@@ -54,11 +56,17 @@ def _said(seen: Seen) -> str:
     return f"{value!r} in {table} {key} {column}"
 
 
+def _is_of(epoch: int, world: Observed, made: Transaction) -> bool:
+    """Whether the relay got this as a whole, after it was restored so often."""
+    history = world.history
+    return history.epoch(made.at) == epoch and not history.comes_back_by_row(made)
+
+
 def _own_groups(world: Observed, epoch: int) -> set[str]:
     return {
         element.partition(".")[0]
         for transaction in world.history.transactions
-        if transaction.own and world.history.epoch(transaction.at) == epoch
+        if transaction.own and _is_of(epoch, world, transaction)
         for element in transaction.appended
     }
 

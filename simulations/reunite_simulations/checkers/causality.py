@@ -58,9 +58,14 @@ class Causality:
         steps: list[Transaction | Read] = [*history.transactions, *history.reads]
         steps.sort(key=lambda each: each.at)
         for epoch in range(len(history.restores) + 1):
-            yield from _cycles(
-                [each for each in steps if history.epoch(each.at) == epoch], rejected
-            )
+            some = [each for each in steps if history.epoch(each.at) == epoch]
+            by_row = {
+                element
+                for each in some
+                if isinstance(each, Transaction) and history.comes_back_by_row(each)
+                for element in each.appended
+            }
+            yield from _cycles(some, rejected | by_row)
         # What a file had pending that was copied, or went back, may be refused here and not there.
         among = world.twins | world.rolled_back
         alone = {
@@ -77,14 +82,14 @@ class Causality:
                 return
 
 
-def _cycles(steps: Sequence[Transaction | Read], rejected: Set[str]) -> Iterator[str]:
-    """The first cycle among these steps, which are in true order."""
+def _cycles(steps: Sequence[Transaction | Read], without: Set[str]) -> Iterator[str]:
+    """The first cycle among these steps, which are in true order, by all elements but some."""
     writers = [
         element
         for step in steps
         if isinstance(step, Transaction) and step.own and not step.doubtful
         for element in step.appended
-        if element not in rejected
+        if element not in without
     ]
     # By sets as bits: all elements that a session, or a transaction, has in its past.
     bit = {element: 1 << place for place, element in enumerate(writers)}
