@@ -142,8 +142,8 @@ class History:
 
 
 def net(writes: Sequence[Write]) -> Iterator[Write]:
-    """A transaction's writes with the successive edits of a row as one, and without what a cell
-    had before: what went back to that is no edit."""
+    """A transaction's writes with the successive edits of a row as one, without what a cell had
+    before, and without edits of what was then deleted: neither is an edit."""
     found: list[Write] = []
     place_by_row: dict[tuple[str, Key], int] = {}
     for write in writes:
@@ -152,9 +152,12 @@ def net(writes: Sequence[Write]) -> Iterator[Write]:
         if write.verb is Verb.UPDATE and earlier is not None and earlier.verb is not Verb.DELETE:
             assert place is not None
             found[place] = replace(earlier, cells={**earlier.cells, **write.cells})
-        else:
-            place_by_row[write.table, write.key] = len(found)
-            found.append(write)
+            continue
+        if write.verb is Verb.DELETE and earlier is not None:
+            assert place is not None
+            found[place] = replace(earlier, verb=Verb.UPDATE, cells={})
+        place_by_row[write.table, write.key] = len(found)
+        found.append(write)
     for write in found:
         cells = {
             column: value

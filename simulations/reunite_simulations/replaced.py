@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from reunite.cells.register import Value
 from reunite.schema import default_value
-from reunite_simulations.history import Key, Outcome, Transaction, net
+from reunite_simulations.history import Key, Outcome, Transaction, Verb, net
 
 if TYPE_CHECKING:
     from reunite_simulations.checkers import Observed
@@ -29,6 +29,9 @@ class Replaced:
     _taken: int = -1
     _written: Counter[Seen] = field(default_factory=Counter)
     _by_value: dict[Seen, list[tuple[Transaction, Sequence[Seen]]]] = field(default_factory=dict)
+    # When a client last deleted a row. Other programs' edits of it before are no edits if they were
+    # captured together.
+    _deleted: dict[tuple[str, Key, str], float] = field(default_factory=dict)
 
     def take(self, world: "Observed") -> None:
         """Index the transactions that are new."""
@@ -51,6 +54,8 @@ class Replaced:
             cells: list[Seen] = []
             befores: list[Seen] = []
             for write in net(made.writes):
+                if write.verb is Verb.DELETE:
+                    self._deleted[write.table, write.key, made.client] = made.at
                 for column, value in write.cells.items():
                     cell = write.table, write.key, column
                     self._written[(*cell, type(value), value)] += 1
@@ -72,6 +77,9 @@ class Replaced:
                     seen = table, key, column, type(value), value
                     if seen in self._by_value and self._written[seen] <= 1:
                         for made, wrote in self._by_value[seen]:
+                            deleted_at = self._deleted.get((table, key, made.client), -1.0)
+                            if not made.own and deleted_at >= made.at:
+                                continue
                             yield seen, made, [each for each in wrote if self._written[each] == 1]
 
 

@@ -331,13 +331,31 @@ class RandomWrites:
         if key is None or len(table.key) != 1 or not follow or self._refers(table, 0):
             return []
         before = read(conn, table, key)
+        following = list(self._following(conn, table, key))
         new = (self._key_value(table.key[0]),)
         name = quoted(table.key[0].name)
         conn.execute(f"UPDATE {quoted(table.name)} SET {name} = ? WHERE {name} IS ?", (*new, *key))
         return [
             Write(Verb.DELETE, table.name, key, {}, before or {}),
             *self._noted(conn, table, new, Verb.INSERT, {}),
+            *(
+                write
+                for child, child_key, had in following
+                for write in self._noted(conn, child, child_key, Verb.UPDATE, had)
+            ),
         ]
+
+    def _following(
+        self, conn: sqlite3.Connection, table: Table, key: Key
+    ) -> Iterator[tuple[Table, Key, Cells]]:
+        """Rows that refer to a row by its key of one column, as they are."""
+        for child, foreign_key in self._children(table):
+            names = ", ".join(quoted(column.name) for column in child.key)
+            where = f"{quoted(foreign_key.columns[0])} = ?"
+            for found in conn.execute(
+                f"SELECT {names} FROM {quoted(child.name)} WHERE {where} ORDER BY {names}", key
+            ).fetchall():
+                yield child, tuple(found), read(conn, child, tuple(found)) or {}
 
     def _large(self, conn: sqlite3.Connection) -> list[Write]:
         """Very many rows in one transaction, or rows that are very large."""
