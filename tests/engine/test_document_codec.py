@@ -245,7 +245,7 @@ def test_a_large_document_of_nested_values_is_refused_before_it_is_built(nested:
 def test_a_large_document_is_read_however_many_stamps_its_cells_have(
     stamps: int, columns: int
 ) -> None:
-    cells = {
+    cells: dict[int, Register] = {
         cell_key(number + 1): (
             stamp(number % stamps + 1, 1),
             "é" * 40_000 if number == 0 else number,
