@@ -24,7 +24,6 @@ class Standing:
     queued: int
     waiting: int
     blocked: int
-    marked: int
 
 
 def standing(conn: sqlite3.Connection) -> Standing:
@@ -35,8 +34,7 @@ def standing(conn: sqlite3.Connection) -> Standing:
         " (SELECT value FROM _reunite_meta WHERE name = 'loaded'),"
         " (SELECT count(*) FROM _reunite_changesets) + (SELECT count(*) FROM _reunite_log),"
         " (SELECT count(*) FROM _reunite_inbox),"
-        " (SELECT count(*) FROM _reunite_rows WHERE mark = 'blocked'),"
-        " (SELECT count(*) FROM _reunite_rows WHERE mark IS NOT NULL)"
+        " (SELECT count(*) FROM _reunite_rows WHERE mark = 'blocked')"
     ).fetchone()
     return Standing(row[0], row[1], bool(row[2]), *row[3:])
 

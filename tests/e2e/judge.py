@@ -70,7 +70,6 @@ class Evidence:
     bytes_sent: int
     rolled_back: Set[str] = frozenset()
     twins: Set[str] = frozenset()
-    unsettled: Set[str] = frozenset()
     clocks_were_wrong: bool = False
 
     def tables(self) -> Sequence[Table]:

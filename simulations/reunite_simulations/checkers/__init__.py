@@ -83,11 +83,6 @@ class Observed(Protocol):
         ...
 
     @property
-    def unsettled(self) -> Set[str]:
-        """Names of clients whose documents say nothing yet."""
-        ...
-
-    @property
     def clocks_were_wrong(self) -> bool:
         """Whether stamps may differ from true time."""
         ...
