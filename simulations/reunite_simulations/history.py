@@ -66,6 +66,9 @@ class Transaction:
     refusal: str = ""
     # Written before a loss of power or a restored backup that may have taken it back.
     doubtful: bool = False
+    # Written after this machine's clock had been changed under a running app: when it says that it
+    # was written is anybody's guess.
+    mistimed: bool = False
 
     @property
     def rows_written(self) -> int:
@@ -103,6 +106,8 @@ class History:
     # When the relays' database last went back to a backup: what was written before comes back row
     # by row, not by the transactions that wrote it.
     restored_at: float = -1.0
+    # Clients whose clock has stepped, or drifts.
+    wrong_clocks: set[str] = field(default_factory=set)
     _index: Index = field(default_factory=lambda: Index({}, []))
 
     @property
@@ -116,7 +121,7 @@ class History:
 
     def begin(self, event: str, client: str, life: int, at: float, *, own: bool) -> Transaction:
         """A new transaction, whose outcome is not known yet."""
-        made = Transaction(event, client, life, at, own)
+        made = Transaction(event, client, life, at, own, mistimed=client in self.wrong_clocks)
         self.transactions.append(made)
         return made
 
@@ -125,3 +130,10 @@ class History:
         for transaction in self.transactions:
             if transaction.client == client and transaction.at >= since:
                 transaction.doubtful = True
+
+    def retire(self, client: str, file: str) -> None:
+        """A client goes on with a new file: what it wrote into the one before was written by
+        `file`, as far as anybody may look for it."""
+        for transaction in self.transactions:
+            if transaction.client == client:
+                transaction.client = file
