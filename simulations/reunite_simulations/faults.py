@@ -291,14 +291,14 @@ async def relay_crash(world: "World", chance: EventChance) -> None:
     if not relay.up:
         return
     world.note_fault(chance)
-    if chance.random() < 0.7:
-        service, died = relay.service, relay.crash_at(chance.randint(1, 60))
+    service, at_commit = relay.service, chance.random() < 0.7
+    if at_commit:
+        died = relay.crash_at(chance.randint(1, 60))
         with suppress(TimeoutError):
             async with asyncio.timeout(COMMITS_WITHIN_SECONDS):
                 await died.wait()
-        if relay.service is not service:
-            return
-    await relay.kill()
+    if relay.service is service:
+        await relay.kill()
     await chance.pause(0.1, 20)
     await world.start_relay(relay)
 

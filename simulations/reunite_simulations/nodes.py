@@ -354,6 +354,8 @@ class RelayNode:
     # How many want the disk to be nearly full.
     tight: int = 0
     _store: SqliteStore | None = None
+    # What kills it at a statement.
+    _task: asyncio.Task[None] | None = None
     _tasks: dict[asyncio.Task[None], None] = field(default_factory=dict)
 
     @property
@@ -404,8 +406,9 @@ class RelayNode:
         await asyncio.sleep(0)
 
     def crash_at(self, statements: int) -> asyncio.Event:
-        """Let the process die at one of the next statements of its commits. What it would do after
-        that one fails, until whoever waits for the event kills it."""
+        """Let the process die at one of the next statements of its commits, unless it is healed
+        before. What it would do after that one, before anybody else has a turn, fails. The event
+        tells when."""
         assert self._store is not None
         store, died, left = self._store, asyncio.Event(), statements
 
@@ -416,10 +419,17 @@ class RelayNode:
                 for conn in (store._connection, store._reader):
                     # Also statements that SQLite has prepared before are asked for again.
                     conn.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+                self._task = asyncio.create_task(self.kill(), name=f"{self.name} dies")
                 died.set()
 
         store._connection.set_trace_callback(count)
         return died
+
+    def heal(self) -> None:
+        """All is well from now on: the disk has room, and the process lives."""
+        self.limit_pages(None)
+        if self._store is not None:
+            self._store._connection.set_trace_callback(None)
 
     def limit_pages(self, room: int | None) -> None:
         """Leave the disk with room for so many more pages; None for plenty."""

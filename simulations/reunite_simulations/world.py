@@ -441,6 +441,7 @@ class World:
         self.note("healed")
         self.network.heal()
         for relay in self.relays:
+            relay.heal()
             await self.start_relay(relay)
         for client in self.clients:
             if client.up:
