@@ -397,6 +397,11 @@ class RelayNode:
         self.world.network.stop_listening(self.name)
         store, self._store = self._store, None
         if store is not None:
+            conn = store._connection
+            conn.set_trace_callback(None)
+            conn.set_authorizer(None)
+            # Closed with a statement that somebody still holds, it would keep its lock.
+            conn.rollback()
             store.crash()
         if service is not None:
             service.abandon()
