@@ -67,7 +67,8 @@ class Transaction:
     refusal: str = ""
     # Written before a loss of power or a restored backup that may have taken it back.
     doubtful: bool = False
-    # Dated by a clock that had been put wrong, so nobody can say whether it counts as later.
+    # Written after this machine's clock had been changed under a running app: when it says that it
+    # was written is anybody's guess.
     mistimed: bool = False
 
     @property
@@ -106,6 +107,8 @@ class History:
     # When the relays' database went back to a backup, and when each client heard of it.
     restores: list[float] = field(default_factory=list)
     refills: dict[str, list[float]] = field(default_factory=dict)
+    # Clients whose clock has stepped, or drifts.
+    wrong_clocks: set[str] = field(default_factory=set)
     _index: Index = field(default_factory=lambda: Index({}, []))
 
     @property
@@ -130,7 +133,7 @@ class History:
 
     def begin(self, event: str, client: str, life: int, at: float, *, own: bool) -> Transaction:
         """A new transaction, whose outcome is not known yet."""
-        made = Transaction(event, client, life, at, own)
+        made = Transaction(event, client, life, at, own, mistimed=client in self.wrong_clocks)
         self.transactions.append(made)
         return made
 
@@ -139,6 +142,20 @@ class History:
         for transaction in self.transactions:
             if transaction.client == client and transaction.at >= since:
                 transaction.doubtful = True
+
+    def mistime(self, client: str, since: float) -> None:
+        """This client's clock is wrong from now on, and dates what it has not sent yet anew."""
+        self.wrong_clocks.add(client)
+        for transaction in self.transactions:
+            if transaction.client == client and transaction.at >= since:
+                transaction.mistimed = True
+
+    def retire(self, client: str, file: str) -> None:
+        """A client goes on with a new file: what it wrote into the one before was written by
+        `file`, as far as anybody may look for it."""
+        for transaction in self.transactions:
+            if transaction.client == client:
+                transaction.client = file
 
 
 def net(writes: Sequence[Write]) -> Iterator[Write]:

@@ -38,6 +38,9 @@ QUIET_SECONDS: Final = 30.0
 PAGE_ROWS_MAX: Final = (2, 7, 5_000)
 # A load of a large database is cut into this many pages at most, or it would take most of the time.
 PAGES_MAX: Final = 200
+# How far a machine's clock is off all the time, at most, and how many of them are. What a relay's
+# answer tells of a clock corrects it, so no promise is less for it.
+CLOCKS_MS: Final = ((0.0, 3), (300.0, 8), (5e3, 4), (600e3, 3), (365 * 86_400e3, 2))
 # A relay keeps what it is told; the report keeps this many events.
 EVENTS_MAX: Final = 500_000
 
@@ -118,11 +121,9 @@ class World:
         self.clients: list[Client] = []
         self.relays: list[RelayNode] = []
         self.initial: dict[str, dict[tuple[Value, ...], tuple[Value, ...]]] = {}
-        self.clocks_were_wrong = False
         # Clients whose file went back in time, and those that a copy was made of.
         self.rolled_back: set[str] = set()
         self.twins: set[str] = set()
-        self.unsettled: set[str] = set()
         self.rows_written = 0
         self.commits_when_quiet = 0
         self.bytes_when_quiet = 0
@@ -146,7 +147,7 @@ class World:
     @property
     def simulated_hours(self) -> float:
         """How long all replicas together have lived."""
-        return self.now() / 3600 * len(self.clients)
+        return sum(self.now() - client.born for client in self.clients) / 3600
 
     def true_ms(self) -> int:
         """The true time, in milliseconds since 1970."""
@@ -167,10 +168,10 @@ class World:
         """Whether an event of this world is not left out."""
         return self.settings.only is None or event in self.settings.only
 
-    def note_fault(self, name: str, chance: EventChance) -> None:
-        """Note that a fault begins."""
+    def note_fault(self, chance: EventChance) -> None:
+        """Note that a fault does harm from now on."""
+        name, _, _ = chance.event.partition(":")
         self.faults[name] = self.faults.get(name, 0) + 1
-        self.clocks_were_wrong |= name == "clock"
         self.history.strikes.append(Strike(chance.event, name, self.now(), chance.picked))
         self.note("fault", name)
 
@@ -279,6 +280,8 @@ class World:
         )
         copy_files(client.path, copy.path)
         copy.clock = Clock(self.now, client.clock.offset_ms, client.clock.drift)
+        if client.name in self.history.wrong_clocks:
+            self.history.wrong_clocks.add(copy.name)
         self.clients.append(copy)
         self.rolled_back.add(copy.name)
         self.twins |= {client.name, copy.name}
@@ -315,6 +318,7 @@ class World:
             await self._heal()
             await self._come_to_rest()
             self._check(at_end=True)
+        self.note("contents", _digest(observe.stated(self.store)))
         became = conflicts.found(self)
         self._end()
         return Report(
@@ -369,15 +373,17 @@ class World:
 
     def _client(self, name: str, place: int) -> Client:
         chance = self.chance(name)
-        offset = chance.uniform(-300, 300)
+        lots = self.chance(f"{name} clock")
+        (offset,) = lots.choices(*zip(*CLOCKS_MS, strict=True))
         return Client(
             self,
             name,
             self.folder / f"{name}.db",
-            Clock(self.now, offset),
+            Clock(self.now, lots.uniform(-offset, offset)),
             chance,
             chance.choice(self.relays).name,
             place,
+            self.now(),
         )
 
     def _drawn_faults(self) -> list[str]:
@@ -429,7 +435,10 @@ class World:
         for client in self.clients:
             if not (client.up and self.has_table(client, APPEND_TABLE)):
                 continue
-            if observe.standing(client.app).loaded:
+            standing = observe.standing(client.app)
+            if not standing.queued:
+                client.settled_at = self.now()
+            if standing.loaded:
                 seen = self.history.keep(observe.elements(client.app, APPEND_TABLE))
                 self.history.reads.append(Read(client.name, client.session, self.now(), seen))
 
@@ -448,6 +457,7 @@ class World:
         self.note("healed")
         self.network.heal()
         for relay in self.relays:
+            relay.heal()
             await self.start_relay(relay)
         for client in self.clients:
             if client.up:
@@ -496,6 +506,10 @@ class World:
             error = task.exception()
             self.violations.append(Violation("no fault of ours", self.now(), repr(error)))
             self.note("violation", "no fault of ours", repr(error))
+
+
+def _digest(documents: observe.Documents) -> str:
+    return hashlib.sha256(repr(sorted(documents.items())).encode()).hexdigest()
 
 
 def _can_be_tracked(conn: sqlite3.Connection, name: str) -> bool:

@@ -72,8 +72,6 @@ class Evidence:
     bytes_when_quiet: int = 0
     rolled_back: Set[str] = frozenset()
     twins: Set[str] = frozenset()
-    unsettled: Set[str] = frozenset()
-    clocks_were_wrong: bool = False
 
     def tables(self) -> Sequence[Table]:
         """The schema's tables and the append-only lists."""

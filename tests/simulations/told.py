@@ -39,8 +39,6 @@ class Told:
     )
     rolled_back: frozenset[str] = frozenset()
     twins: frozenset[str] = frozenset()
-    unsettled: frozenset[str] = frozenset()
-    clocks_were_wrong: bool = False
     rows_written: int = 0
     commits_when_quiet: int = 0
     bytes_when_quiet: int = 0

@@ -92,16 +92,6 @@ class Observed(Protocol):
         ...
 
     @property
-    def unsettled(self) -> Set[str]:
-        """Names of clients whose documents say nothing yet."""
-        ...
-
-    @property
-    def clocks_were_wrong(self) -> bool:
-        """Whether stamps may differ from true time."""
-        ...
-
-    @property
     def rows_written(self) -> int:
         """By all clients together."""
         ...

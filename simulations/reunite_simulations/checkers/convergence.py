@@ -23,7 +23,7 @@ class Convergence:
                 continue
             standing = observe.standing(client.app)
             # Numbered acknowledgements join the base before their rows arrive.
-            if not standing.loaded or standing.waiting or client.name in world.unsettled:
+            if not standing.loaded or standing.waiting:
                 continue
             found = observe.fingerprint(client.app)
             commit = standing.seq, standing.token
