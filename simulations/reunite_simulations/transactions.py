@@ -5,16 +5,18 @@ them: what it reads and adds there is what the consistency checkers know of it.
 """
 
 import random
+import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Final, TypeAlias
 
+from reunite.cells.register import Value, same
 from reunite.errors import ReuniteError
-from reunite.schema import Table
+from reunite.schema import Table, ascii_lower
 from reunite_simulations import observe
 from reunite_simulations.chance import EventChance
-from reunite_simulations.history import History, Outcome, Transaction
+from reunite_simulations.history import History, Key, Outcome, Transaction, Verb, Write
 from reunite_simulations.nodes import Client
 from reunite_simulations.workload import APPEND_TABLE, Mix, RandomWrites
 
@@ -53,9 +55,12 @@ def transact(
         own=chance.random() >= mix.strangers,
     )
     appends = chance.random() < mix.appends
+    # A mix notes what it writes, but not what triggers write elsewhere.
+    compares = not isinstance(workload, Mix) or _triggers_write_elsewhere(client.app)
 
     def work(conn: sqlite3.Connection) -> None:
         made.read = history.keep(observe.elements(conn, APPEND_TABLE))
+        before = {table.name: observe.rows(conn, table) for table in tables if compares}
         with client.overheard() as statements:
             try:
                 if appends:
@@ -73,6 +78,12 @@ def transact(
                 ]
                 if made.writes:
                     made.statements = made.statements[:STATEMENTS_MAX]
+        if compares:
+            made.writes = [
+                write
+                for table in tables
+                for write in _written(table, before[table.name], observe.rows(conn, table))
+            ]
 
     try:
         client.write(work, own=made.own)
@@ -81,6 +92,43 @@ def transact(
     else:
         made.outcome = Outcome.RETURNED
     return made
+
+
+def _triggers_write_elsewhere(conn: sqlite3.Connection) -> bool:
+    triggers = conn.execute(
+        "SELECT tbl_name, sql FROM sqlite_master"
+        " WHERE type = 'trigger' AND name NOT GLOB '_reunite_*'"
+    )
+    return any(
+        ascii_lower(written.strip("\"'`[]")) != ascii_lower(table)
+        for table, sql in triggers
+        for written in _WRITTEN_TABLE.findall(sql.partition("BEGIN")[2])
+    )
+
+
+_WRITTEN_TABLE: Final = re.compile(
+    r"\b(?:INTO|FROM|UPDATE(?:\s+OR\s+\w+)?)\s+(\"[^\"]+\"|`[^`]+`|\[[^\]]+\]|\w+)",
+    re.IGNORECASE,
+)
+
+
+def _written(
+    table: Table,
+    before: Mapping[Key, Sequence[Value]],
+    after: Mapping[Key, Sequence[Value]],
+) -> Iterator[Write]:
+    """What became of a table's rows."""
+    names = [column.name for column in table.cells]
+    for key in dict.fromkeys((*before, *after)):
+        had, has = before.get(key), after.get(key)
+        was = {} if had is None else dict(zip(names, had, strict=True))
+        if has is None:
+            yield Write(Verb.DELETE, table.name, key, {}, was)
+        elif had is None:
+            yield Write(Verb.INSERT, table.name, key, dict(zip(names, has, strict=True)), {})
+        elif not all(map(same, had, has)):
+            cells = dict(zip(names, has, strict=True))
+            yield Write(Verb.UPDATE, table.name, key, cells, was)
 
 
 def _drawn(

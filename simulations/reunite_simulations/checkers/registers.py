@@ -18,7 +18,6 @@ from reunite.schema import Table, ascii_lower, default_value
 from reunite_simulations import observe
 from reunite_simulations.checkers import Observed, rejected_rows
 from reunite_simulations.history import Key, Outcome, Transaction, Verb, Write, net
-from reunite_simulations.workload import is_free, occurs_once
 
 # Two edits that are closer than this in true time may win in either order: measured clocks differ
 # by up to a second without being corrected.
@@ -148,29 +147,23 @@ def _cells(
         edits = row.edits.get(column.name, [])
         # A column that was added later had nothing.
         started = initial[place] if initial is not None and place < len(initial) else None
-        names = occurs_once(column) and is_free(table, column)
-        said = _cell(row, values[place], started, default_value(column), edits, names)
+        said = _cell(row, values[place], started, default_value(column), edits)
         if said is not None:
             yield f" {column.name}: {said}"
 
 
 def _cell(
-    row: _Row,
-    value: Value,
-    started: Value,
-    default: Value,
-    edits: Sequence[_Edit],
-    names: bool,
+    row: _Row, value: Value, started: Value, default: Value, edits: Sequence[_Edit]
 ) -> str | None:
-    # What many write says nothing of who wrote it.
-    names = names and value is not None and not same(value, default)
     own = [edit for edit in edits if same(edit.value, value)]
-    if names and not own and not same(value, started):
+    known = value is None or any(same(value, each) for each in (started, default))
+    if not own and not known:
         return f"{value!r} was never written there"
     if not row.timed and any(edit.doubtful for edit in own):
         # Noticed for the first time once more, it was another edit, as late as a clock may say.
         return None
-    if names:
+    # What was there more than once says nothing of when it was.
+    if len(own) + known == 1:
         for edit in edits:
             if edit.certain and edit.had_row and same(edit.before, value):
                 return f"{edit.value!r} of {edit.client} had seen {value!r}, which is still there"
