@@ -446,7 +446,9 @@ class RelayNode:
     def limit_pages(self, room: int | None) -> None:
         """Leave the disk with room for so many more pages; None for plenty."""
         if self._store is not None:
-            _limit_pages(self._store._connection, room)
+            # It may have died this very moment.
+            with suppress(sqlite3.Error):
+                _limit_pages(self._store._connection, room)
 
     def _accept(self, socket: Socket) -> None:
         assert self.service is not None
