@@ -135,6 +135,8 @@ class World:
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkers: Sequence[Checker] = all_checkers()
         self._tables: list[Table] = []
+        # As last read, with the version of the file's schema.
+        self._own_tables: dict[Path, tuple[int, Sequence[Table]]] = {}
         self._healed = False
         self._store: sqlite3.Connection | None = None
 
@@ -191,8 +193,13 @@ class World:
 
     def own_tables(self, client: Client) -> Sequence[Table]:
         """The schema's tables as one client has them."""
-        names = [table.name for table in self._tables if table.name != APPEND_TABLE]
-        return [read_table(client.app, name) for name in names]
+        (version,) = client.app.execute("PRAGMA schema_version").fetchone()
+        known = self._own_tables.get(client.path)
+        if known is None or known[0] != version:
+            names = [table.name for table in self._tables if table.name != APPEND_TABLE]
+            known = version, [read_table(client.app, name) for name in names]
+            self._own_tables[client.path] = known
+        return known[1]
 
     def has_table(self, client: Client, table: str) -> bool:
         """Whether a client has a table yet."""

@@ -142,6 +142,7 @@ def rejected_elements(world: Observed) -> set[str]:
 def rows_in_turn(world: Observed, look: int) -> Iterator[tuple[ObservedClient, Rows]]:
     """All rows of clients that are up, by table, key and column: of everybody at each look, but of
     those with many rows now and then, each in its turn."""
+    tables = world.tables()
     for place, client in enumerate(world.clients):
         if not client.up or (look + place) % turns(client):
             continue
@@ -152,7 +153,7 @@ def rows_in_turn(world: Observed, look: int) -> Iterator[tuple[ObservedClient, R
                     key: dict(zip((column.name for column in table.cells), cells, strict=True))
                     for key, cells in observe.rows(client.app, table).items()
                 }
-                for table in (observe.shared(client.app, each) for each in world.tables())
+                for table in (observe.shared(client.app, each) for each in tables)
                 if table.columns and table.name != APPEND_TABLE
             },
         )
