@@ -115,9 +115,16 @@ def _heading(report: Report) -> str:
 <p>Seed <b>{report.seed}</b>: {len(names) - relays} clients and {relays} relays on
 {escape(where)}, {settings.minutes:g} virtual minutes of writes and faults, then time to come to
 rest.</p>
-{_violations(report)}{_history(report)}
+{_left_out(report)}{_violations(report)}{_history(report)}
 <dl class="facts">{tiles}</dl>
 </header>"""
+
+
+def _left_out(report: Report) -> str:
+    if not report.left_out:
+        return ""
+    said = "; ".join(f"<b>{escape(n)}</b> {escape(why)}" for n, why in report.left_out.items())
+    return f'<p class="soft">Left out of sync: {said}.</p>\n'
 
 
 def _violations(report: Report) -> str:
