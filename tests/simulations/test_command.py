@@ -122,7 +122,7 @@ def test_a_violation_is_told_with_its_seed_commit_history_and_what_replays_it() 
     replayed = simulate(*again, "--shrink-seconds", "0", command=broken)
     assert replayed.returncode == 1
     told, retold = (
-        text[text.index("seed ", text.index("\nseed ")) :].partition("run it again:")[0]
+        text[text.index(" at ") :].partition("run it again:")[0]
         for text in (ran.stderr, replayed.stderr)
     )
     assert told.replace("the shortest history that was found", "its history") == retold
@@ -182,7 +182,9 @@ def test_a_page_is_not_written_over_what_is_none(tmp_path: Path, of: str) -> Non
     other.write_text("dear diary")
     target = {"schema": schema, "database": database, "other": other}[of]
     before = target.read_bytes()
-    origin = ["--database", database] if of == "database" else ["--schema", schema]
+    origin: list[str | Path] = (
+        ["--database", database] if of == "database" else ["--schema", schema]
+    )
     ran = simulate(*origin, "--report", target, "--seed", "1")
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "name another file" in ran.stderr
