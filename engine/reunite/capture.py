@@ -115,13 +115,19 @@ def capture_all(conn: sqlite3.Connection, tracked: Tracked, now_ms: int) -> None
 
 
 def capture_vanished(conn: sqlite3.Connection, tracked: Tracked, now_ms: int) -> None:
-    """Capture the rows that our lines call alive and the table does not have."""
+    """Capture the rows that our lines call alive and the table does not have, but for those that
+    are captured already: nearly all of them were deleted then, and not replaced later."""
     count = len(tracked.table.key)
     into = ", ".join(f"k{index}" for index in range(count))
     marks = ", ".join("?" * count)
+    known = set(conn.execute(f"SELECT {into} FROM _reunite_log WHERE tbl = ?", (tracked.id,)))
     conn.executemany(
         f"INSERT INTO _reunite_log (tbl, at, {into}) VALUES (?, ?, {marks})",
-        [(tracked.id, now_ms, *values) for values in vanished(conn, tracked)],
+        [
+            (tracked.id, now_ms, *values)
+            for values in vanished(conn, tracked)
+            if values not in known
+        ],
     )
 
 

@@ -292,7 +292,8 @@ def _refuse_nesting(data: bytes) -> None:
         if unpacker.read_array_header() != 8:
             raise FormatError("not a document: not eight fields")
         for field in range(8):
-            if field in (5, 7) or (field == 6 and data[unpacker.tell()] >= 0x80):
+            # Field 6 is one number where a number holds it, which may itself take several bytes.
+            if field in (5, 7) or (field == 6 and _is_array(data[unpacker.tell()])):
                 count = unpacker.read_array_header()
                 if count > CELLS_MAX:
                     raise FormatError(f"a document of {count} cells is over {CELLS_MAX}")
@@ -302,6 +303,10 @@ def _refuse_nesting(data: bytes) -> None:
                 _skip_scalar(unpacker, data)
     except (ValueError, IndexError, msgpack.UnpackException) as error:
         raise FormatError(f"not a document: {error}") from error
+
+
+def _is_array(first: int) -> bool:
+    return 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
 
 
 def _skip_scalar(unpacker: msgpack.Unpacker, data: bytes) -> None:

@@ -164,8 +164,9 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
         seen |= _drop_reached(state, lines, seq)
     _note_seen(state, lines, seen)
     changed = lines.changed()
-    apply_rows(state, changed, may_wait=True)
+    # First, so that a row which is not pending any more holds up nothing.
     lines.save_unchanged(changed)
+    apply_rows(state, changed, may_wait=True)
 
 
 class _Lines:

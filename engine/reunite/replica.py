@@ -229,6 +229,11 @@ class Replica:
         with self.reading() as state:
             return state.meta.acknowledged
 
+    def offset_ms(self) -> int:
+        """How far this machine's clock is ahead of the relay's, as it was last measured."""
+        with self.reading() as state:
+            return state.meta.offset_ms
+
     def queued(self) -> int:
         """How many changesets the relay has not resolved."""
         found: int = self.conn.execute("SELECT count(*) FROM _reunite_changesets").fetchone()[0]

@@ -73,7 +73,7 @@ def check_mix(mix: Mix) -> None:
     weights = asdict(mix)
     rows_max, shares = (
         weights.pop("rows_max"),
-        {n: weights.pop(n) for n in ("strangers", "appends")},
+        {n: weights.pop(n) for n in ("large", "strangers", "appends")},
     )
     for name, weight in weights.items():
         if not _is_number(weight) or not 0 <= weight < math.inf:

@@ -4,6 +4,7 @@ A checker that has never failed proves nothing. Every canary must be caught by s
 `SEEDS_MAX` seeds; the tests pin a seed that catches each.
 """
 
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from reunite_transport.relay import service, sqlite_store
 from reunite_transport.relay.commit import Changeset, Outcome, commit_batch
 from reunite_transport.relay.flusher import Flusher
 from reunite_transport.relay.hub import Hub
+from reunite_transport.relay.sqlite_bookkeeping import Head, read_head
 from reunite_transport.relay.sqlite_store import SqliteStore
 from reunite_transport.relay.store import FeedPage, Greeting, Store, StoreError
 
@@ -231,6 +233,15 @@ def shows_page_by_page() -> AbstractContextManager[object]:
     return patch.object(inbox, "receive", receive)
 
 
+def goes_on_in_a_lost_history() -> AbstractContextManager[object]:
+    """A relay does not notice that its database went back to a backup."""
+
+    def head_in(_memory: object, connection: sqlite3.Connection) -> Head:
+        return read_head(connection)
+
+    return patch.object(sqlite_store, "_head_in", head_in)
+
+
 CANARIES: Final[Mapping[str, Canary]] = {
     canary.__name__.replace("_", "-"): canary
     for canary in (
@@ -247,5 +258,6 @@ CANARIES: Final[Mapping[str, Canary]] = {
         fences_nobody,
         folds_against_the_document,
         shows_page_by_page,
+        goes_on_in_a_lost_history,
     )
 }

@@ -176,10 +176,20 @@ def _run(settings: Settings, numbers: Sequence[int], seconds: float, total: "_To
     except ReuniteError:
         raise
     except Exception as error:
+        if _is_of_interrupt(error):
+            total.interrupted = True
+            return
         # Its last line names the seed.
         typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
         typer.echo(f"reunite: seed {number} could not be run: {plain(repr(error))}", err=True)
         raise typer.Exit(1) from error
+
+
+def _is_of_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C came first, and what was torn down then failed."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def check_target(path: Path, inputs: Sequence[Path]) -> None:

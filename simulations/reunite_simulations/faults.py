@@ -1,8 +1,9 @@
 """Faults: what can go wrong in a world. Each seed draws its own mix of them ("swarm testing").
 
 A fault is a task that, while the world is in its first phase, does harm once, and undoes what does
-not undo itself. Each takes all its chance from its own event, so that it stays as it is when others
-are left out. `heal` of the world ends them all.
+not undo itself. It says so by `note_fault`, once it has found whom to befall. Each takes all its
+chance from its own event, so that it stays as it is when others are left out. `heal` of the world
+ends them all.
 """
 
 import asyncio
@@ -12,7 +13,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from reunite.schema import quoted
+from reunite.keys import stored_key
+from reunite.schema import Table, quoted
+from reunite_simulations import observe
 from reunite_simulations.chance import EventChance
 from reunite_simulations.network import Weather
 from reunite_simulations.nodes import Crashed, copy_files
@@ -27,6 +30,18 @@ if TYPE_CHECKING:
 WRITES_WITHIN_SECONDS: Final = 30.0
 LATE_SECONDS_MAX: Final = 14.0
 SHARE_OF_LAST: Final = 0.02
+# So many crashes at a statement are losses of power.
+POWERLESS_CRASHES: Final = 0.3
+# A relay that dies at a statement of a commit dies within this time, commits or not.
+COMMITS_WITHIN_SECONDS: Final = 20.0
+# What apps add, so that two that add a column of one name add the same; and how many of all
+# migrations make a table anew.
+ADDED: Final = (
+    ("added0", "TEXT"),
+    ("added1", "TEXT DEFAULT 'x'"),
+    ("added2", "INTEGER NOT NULL DEFAULT 5"),
+)
+REBUILDS: Final = 0.3
 
 Fault: TypeAlias = Callable[["World", EventChance], Coroutine[Any, Any, None]]
 
@@ -36,14 +51,18 @@ async def partition(world: "World", chance: EventChance) -> None:
     client, relay = chance.pick(world.clients), chance.pick(world.relays)
     back = chance.random() < 0.6
     pair = (client.name, relay.name) if chance.random() < 0.5 else (relay.name, client.name)
+    world.note_fault(chance)
     world.network.cut(*pair, back=back)
     await chance.pause(1, 60)
-    world.network.mend(*pair)
+    world.network.mend(*pair, back=back)
 
 
 async def island(world: "World", chance: EventChance) -> None:
     """All relays are away for some clients."""
     some = chance.pick_some(world.clients, 0.5)
+    if not some:
+        return
+    world.note_fault(chance)
     for client in some:
         for relay in world.relays:
             world.network.cut(client.name, relay.name)
@@ -55,26 +74,32 @@ async def island(world: "World", chance: EventChance) -> None:
 
 async def weather(world: "World", chance: EventChance) -> None:
     """The network is slow, narrow, loses packets."""
-    now, fine = world.network.weather, Weather()
-    now.delay, now.jitter = chance.uniform(0.01, 0.5), chance.uniform(0, 0.5)
-    now.loss = chance.uniform(0, 0.2)
-    now.bytes_per_second = chance.choice((2e3, 2e4, 1e6))
+    bad = Weather(
+        delay=chance.uniform(0.01, 0.5),
+        jitter=chance.uniform(0, 0.5),
+        loss=chance.uniform(0, 0.2),
+        bytes_per_second=chance.choice((2e3, 2e4, 1e6)),
+    )
+    world.note_fault(chance)
+    world.network.begin(bad)
     await chance.pause(5, 60)
-    now.delay, now.jitter, now.loss = fine.delay, fine.jitter, fine.loss
-    now.bytes_per_second = fine.bytes_per_second
+    world.network.end(bad)
 
 
 async def replay(world: "World", chance: EventChance) -> None:
     """Frames towards relays come twice."""
-    world.network.weather.replay = chance.uniform(0.01, 0.2)
+    bad = Weather(replay=chance.uniform(0.01, 0.2))
+    world.note_fault(chance)
+    world.network.begin(bad)
     await chance.pause(5, 30)
-    world.network.weather.replay = 0.0
+    world.network.end(bad)
 
 
 async def reset(world: "World", chance: EventChance) -> None:
     """A connection is cut while both sides live."""
     connections = list(world.network.connections.values())
     if connections:
+        world.note_fault(chance)
         connection = chance.pick(connections)
         chance.pick([connection.client_end, connection.relay_end]).vanish()
 
@@ -83,16 +108,20 @@ async def slow(world: "World", chance: EventChance) -> None:
     """A client or a relay reads slowly."""
     nodes: list[Client | RelayNode] = [*world.clients, *world.relays]
     name = chance.pick(nodes).name
-    world.network.slow[name] = chance.uniform(0.05, 1.0)
+    seconds = chance.uniform(0.05, 1.0)
+    world.note_fault(chance)
+    world.network.slow_down(name, seconds)
     world.note("slow", name)
     await chance.pause(5, 40)
-    world.network.slow.pop(name, None)
+    world.network.speed_up(name, seconds)
 
 
 async def clock(world: "World", chance: EventChance) -> None:
     """A machine's clock steps, or runs at another speed."""
     client = chance.pick(world.clients)
     kind = chance.random()
+    world.note_fault(chance)
+    world.history.mistime(client.name, client.settled_at)
     if kind < 0.3:
         client.clock.offset_ms += chance.uniform(-5_000, 5_000)
     elif kind < 0.6:
@@ -107,10 +136,14 @@ async def clock(world: "World", chance: EventChance) -> None:
 
 
 async def crash(world: "World", chance: EventChance) -> None:
-    """A client's process dies at one of its next statements."""
+    """A client's process dies at one of its next statements, or its machine loses its power."""
     client = _pick_up(world, chance)
     if client is not None:
-        client.crash_at(chance.randint(1, 200))
+        world.note_fault(chance)
+        cut = chance.uniform(0.001, 1.0) if chance.random() < POWERLESS_CRASHES else 0.0
+        if chance.random() < 0.5:
+            cut *= SHARE_OF_LAST
+        client.crash_at(chance.randint(1, 200), cut=cut)
 
 
 async def power(world: "World", chance: EventChance) -> None:
@@ -118,6 +151,7 @@ async def power(world: "World", chance: EventChance) -> None:
     client = _pick_up(world, chance)
     if client is None:
         return
+    world.note_fault(chance)
     cut = chance.uniform(0.001, 1.0)
     if chance.random() < 0.7:
         # When the app has just written: of that the file loses all, and the relay hears of it when
@@ -139,8 +173,6 @@ async def power(world: "World", chance: EventChance) -> None:
         await chance.pause(0, 0.5)
         cut *= SHARE_OF_LAST
     if client.up:
-        world.history.doubt(client.name, 0.0)
-        world.rolled_back.add(client.name)
         client.kill(cut=cut)
         client.relay = chance.pick(world.relays).name
         world.died(client)
@@ -152,17 +184,41 @@ async def disk(world: "World", chance: EventChance) -> None:
     if client is None:
         return
     life = client.lives
+    world.note_fault(chance)
+    client.tight += 1
     client.limit_pages(chance.randint(0, 3))
     world.note("disk", client.name)
     await chance.pause(2, 30)
     if client.up and client.lives == life:
-        client.limit_pages(None)
+        client.tight -= 1
+        if not client.tight:
+            client.limit_pages(None)
+
+
+async def relay_disk(world: "World", chance: EventChance) -> None:
+    """The disk of the relays' database is nearly full."""
+    up = [(relay, relay.service) for relay in world.relays if relay.up]
+    if not up:
+        return
+    room = chance.randint(0, 3)
+    world.note_fault(chance)
+    for relay, _ in up:
+        relay.tight += 1
+        relay.limit_pages(room)
+        world.note("disk", relay.name)
+    await chance.pause(2, 30)
+    for relay, service in up:
+        if relay.service is service:
+            relay.tight -= 1
+            if not relay.tight:
+                relay.limit_pages(None)
 
 
 async def copied(world: "World", chance: EventChance) -> None:
     """A copy of a client's file is used beside it."""
     client = _pick_up(world, chance)
     if client is not None and len(world.clients) < world.settings.replicas + 2:
+        world.note_fault(chance)
         world.add_copy(client, chance)
 
 
@@ -171,6 +227,7 @@ async def backup(world: "World", chance: EventChance) -> None:
     client = _pick_up(world, chance)
     if client is None:
         return
+    world.note_fault(chance)
     path = client.path.with_name(f"{client.name}-backup{chance.number}.db")
     client.copy_to(path)
     taken = world.now()
@@ -182,11 +239,41 @@ async def backup(world: "World", chance: EventChance) -> None:
         world.died(client)
 
 
+async def lost(world: "World", chance: EventChance) -> None:
+    """A client's machine is gone with its file, and its user goes on with an empty one."""
+    client = _pick_up(world, chance)
+    if client is None:
+        return
+    world.note_fault(chance)
+    history, file = world.history, f"{client.name} until {chance.event}"
+    # Gone is what the relay has not acknowledged, and what it was to get again after a restore.
+    standing = observe.standing(client.app)
+    if standing.queued:
+        history.doubt(client.name, client.settled_at)
+    for strike in history.strikes:
+        if strike.kind.startswith("relay-restore"):
+            history.doubt(client.name, strike.at)
+    # And the file's own words on what was refused.
+    refused = {(table, str(key)) for table, key, _, _ in observe.rejected(client.app)}
+    for made in history.transactions:
+        if made.client == client.name and any(
+            (write.table, str(stored_key(write.key))) in refused for write in made.writes
+        ):
+            made.doubtful = True
+    history.retire(client.name, file)
+    world.rolled_back |= {client.name, file}
+    if client.name in world.twins:
+        world.twins.add(file)
+    client.lose(chance.number)
+    world.died(client)
+
+
 async def locked(world: "World", chance: EventChance) -> None:
     """Another program holds a client's file in a transaction."""
     client = _pick_up(world, chance)
     if client is None:
         return
+    world.note_fault(chance)
     stranger = client.stranger()
     try:
         # Another such program may hold it already.
@@ -199,18 +286,28 @@ async def locked(world: "World", chance: EventChance) -> None:
 
 
 async def relay_crash(world: "World", chance: EventChance) -> None:
-    """A relay dies and comes back."""
+    """A relay dies, often at a statement of a commit, and comes back."""
     relay = chance.pick(world.relays)
-    if relay.up:
+    if not relay.up:
+        return
+    world.note_fault(chance)
+    service, at_commit = relay.service, chance.random() < 0.7
+    if at_commit:
+        died = relay.crash_at(chance.randint(1, 60))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(COMMITS_WITHIN_SECONDS):
+                await died.wait()
+    if relay.service is service:
         await relay.kill()
-        await chance.pause(0.1, 20)
-        await world.start_relay(relay)
+    await chance.pause(0.1, 20)
+    await world.start_relay(relay)
 
 
 async def relay_roll(world: "World", chance: EventChance) -> None:
     """A relay is stopped in order and started again, as a new version is rolled out."""
     relay = chance.pick(world.relays)
     if relay.up:
+        world.note_fault(chance)
         await relay.stop()
         await chance.pause(0.1, 5)
         await world.start_relay(relay)
@@ -220,6 +317,18 @@ async def relay_restore(world: "World", chance: EventChance) -> None:
     """The relays' database breaks, and a backup of it takes its place."""
     backup = world.folder / f"relay-backup{chance.number}.db"
     copy_files(world.folder / "relay.db", backup)
+    if chance.random() < 0.5:
+        # Under relays that run. One of them does not reach the database for a while, in which the
+        # other may commit over the lost numbers.
+        await chance.pause(1, 20)
+        relay = chance.pick(world.relays)
+        relay.reach_store(False)
+        try:
+            world.restore_store_under_relays(backup)
+            await chance.pause(0, 40)
+        finally:
+            relay.reach_store(True)
+        return
     await chance.pause(5, 60)
     await world.restore_store(backup)
     await chance.pause(0.1, 10)
@@ -228,24 +337,61 @@ async def relay_restore(world: "World", chance: EventChance) -> None:
 
 
 async def migrate(world: "World", chance: EventChance) -> None:
-    """One client's app is updated, and adds a column; the others have it later, or never."""
+    """One client's app is updated, and adds a column or rebuilds a table; the others have the
+    column later, or never."""
     client = _pick_up(world, chance)
     if client is None or not world.has_table(client, APPEND_TABLE):
         return
     table = chance.choice(world.own_tables(client))
-    name = f"added{chance.randrange(3)}"
-    if table.column(name) is None:
-        # The disk may be full, or somebody else writing.
-        with suppress(sqlite3.Error, Crashed):
-            client.alive(
-                client.app.execute, f"ALTER TABLE {quoted(table.name)} ADD COLUMN {name} TEXT"
-            )
+    name, declared = chance.choice(ADDED)
+    # The disk may be full, or somebody else writing.
+    with suppress(sqlite3.Error, Crashed):
+        if chance.random() < REBUILDS:
+            client.alive(_rebuild, client.app, table)
+            world.note("rebuilt", client.name, table.name)
+        elif table.column(name) is None:
+            added = f"ALTER TABLE {quoted(table.name)} ADD COLUMN {name} {declared}"
+            client.alive(client.app.execute, added)
             world.note("migrated", client.name, table.name, name)
+        else:
+            return
+        world.note_fault(chance)
+
+
+def _rebuild(conn: sqlite3.Connection, table: Table) -> None:
+    """Make a table anew with the same columns and rows, as migration tools change one. All its
+    triggers are gone then, and those of the app are made again.
+
+    Source: "ALTER TABLE", 7, in SQLite's documentation."""
+    (sql,) = conn.execute(
+        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,)
+    ).fetchone()
+    belongings = conn.execute(
+        "SELECT sql FROM sqlite_master WHERE tbl_name = ? AND type IN ('index', 'trigger')"
+        " AND sql IS NOT NULL AND name NOT GLOB '_reunite*'",
+        (table.name,),
+    ).fetchall()
+    columns = ", ".join(quoted(column.name) for column in table.columns)
+    conn.execute("PRAGMA foreign_keys = OFF")
+    try:
+        conn.execute("BEGIN IMMEDIATE")
+        conn.execute(f"CREATE TABLE rebuilt {sql[sql.index('(') :]}")
+        conn.execute(f"INSERT INTO rebuilt ({columns}) SELECT {columns} FROM {quoted(table.name)}")
+        conn.execute(f"DROP TABLE {quoted(table.name)}")
+        conn.execute(f"ALTER TABLE rebuilt RENAME TO {quoted(table.name)}")
+        for (belonging,) in belongings:
+            conn.execute(belonging)
+        conn.execute("COMMIT")
+    finally:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+        conn.execute("PRAGMA foreign_keys = ON")
 
 
 async def roam(world: "World", chance: EventChance) -> None:
     """A client goes to another relay."""
     client = chance.pick(world.clients)
+    world.note_fault(chance)
     client.relay = chance.pick(world.relays).name
     world.note("roam", client.name, client.relay)
     for connection in list(world.network.connections.values()):
@@ -273,6 +419,8 @@ FAULTS: Final[Mapping[str, tuple[Fault, float, str]]] = {
     "power": (power, 60.0, "crash"),
     "disk": (disk, 80.0, "disk"),
     "locked": (locked, 60.0, "disk"),
+    "lost": (lost, 200.0, "crash"),
+    "relay-disk": (relay_disk, 120.0, "disk"),
     "copied": (copied, 200.0, "copy"),
     "backup": (backup, 150.0, "copy"),
     "relay-crash": (relay_crash, 60.0, "relay"),
@@ -312,5 +460,7 @@ async def strike(world: "World", name: str) -> None:
             chance = EventChance(world.settings.seed, name, number)
             await asyncio.sleep(chance.expovariate(1 / seconds))
             if world.happens(chance.event):
-                world.note_fault(name, chance)
+                if name.startswith("relay-restore"):
+                    # It always finds whom to befall.
+                    world.note_fault(chance)
                 lasting.create_task(fault(world, chance))

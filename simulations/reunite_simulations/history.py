@@ -5,12 +5,13 @@ it had read there before; every value that a workload writes into a free column 
 value that is seen anywhere tells which write it came from.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
-from reunite.cells.register import Value
+from reunite.cells.register import Value, same
 from reunite_simulations.elements import Elements, Index
 
 Key: TypeAlias = tuple[Value, ...]
@@ -66,6 +67,9 @@ class Transaction:
     refusal: str = ""
     # Written before a loss of power or a restored backup that may have taken it back.
     doubtful: bool = False
+    # Written after this machine's clock had been changed under a running app: when it says that it
+    # was written is anybody's guess.
+    mistimed: bool = False
 
     @property
     def rows_written(self) -> int:
@@ -100,9 +104,11 @@ class History:
     transactions: list[Transaction] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     strikes: list[Strike] = field(default_factory=list)
-    # When the relays' database last went back to a backup: what was written before comes back row
-    # by row, not by the transactions that wrote it.
-    restored_at: float = -1.0
+    # When the relays' database went back to a backup, and when each client heard of it.
+    restores: list[float] = field(default_factory=list)
+    refills: dict[str, list[float]] = field(default_factory=dict)
+    # Clients whose clock has stepped, or drifts.
+    wrong_clocks: set[str] = field(default_factory=set)
     _index: Index = field(default_factory=lambda: Index({}, []))
 
     @property
@@ -110,13 +116,24 @@ class History:
         """What could be left out of this history, in true order."""
         return sorted([*self.transactions, *self.strikes], key=lambda each: each.at)
 
+    def epoch(self, at: float) -> int:
+        """How often the relays' database had gone back by then."""
+        return bisect_left(self.restores, at)
+
+    def comes_back_by_row(self, made: Transaction) -> bool:
+        """Whether a relay that was restored before this may have got it row by row, and not as a
+        whole: its client may have sent it when it had not heard yet."""
+        epoch = self.epoch(made.at)
+        heard = self.refills.get(made.client, [])
+        return any(at >= made.at and self.epoch(at) == epoch for at in heard)
+
     def keep(self, elements: Iterable[str]) -> Set[str]:
         """The same set in little room: reads are many, and most elements are in most of them."""
         return Elements.of(elements, self._index)
 
     def begin(self, event: str, client: str, life: int, at: float, *, own: bool) -> Transaction:
         """A new transaction, whose outcome is not known yet."""
-        made = Transaction(event, client, life, at, own)
+        made = Transaction(event, client, life, at, own, mistimed=client in self.wrong_clocks)
         self.transactions.append(made)
         return made
 
@@ -125,3 +142,44 @@ class History:
         for transaction in self.transactions:
             if transaction.client == client and transaction.at >= since:
                 transaction.doubtful = True
+
+    def mistime(self, client: str, since: float) -> None:
+        """This client's clock is wrong from now on, and dates what it has not sent yet anew."""
+        self.wrong_clocks.add(client)
+        for transaction in self.transactions:
+            if transaction.client == client and transaction.at >= since:
+                transaction.mistimed = True
+
+    def retire(self, client: str, file: str) -> None:
+        """A client goes on with a new file: what it wrote into the one before was written by
+        `file`, as far as anybody may look for it."""
+        for transaction in self.transactions:
+            if transaction.client == client:
+                transaction.client = file
+
+
+def net(writes: Sequence[Write]) -> Iterator[Write]:
+    """A transaction's writes with the successive edits of a row as one, without what a cell had
+    before, and without edits of what was then deleted: neither is an edit."""
+    found: list[Write] = []
+    place_by_row: dict[tuple[str, Key], int] = {}
+    for write in writes:
+        place = place_by_row.get((write.table, write.key))
+        earlier = None if place is None else found[place]
+        if write.verb is Verb.UPDATE and earlier is not None and earlier.verb is not Verb.DELETE:
+            assert place is not None
+            found[place] = replace(earlier, cells={**earlier.cells, **write.cells})
+            continue
+        if write.verb is Verb.DELETE and earlier is not None:
+            assert place is not None
+            found[place] = replace(earlier, verb=Verb.UPDATE, cells={})
+        place_by_row[write.table, write.key] = len(found)
+        found.append(write)
+    for write in found:
+        cells = {
+            column: value
+            for column, value in write.cells.items()
+            if column not in write.before or not same(value, write.before[column])
+        }
+        if cells or write.verb is not Verb.UPDATE:
+            yield replace(write, cells=cells)

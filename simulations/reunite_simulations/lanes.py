@@ -29,6 +29,8 @@ _SAID: Final[Mapping[str, tuple[str, str]]] = {
     "rolled": ("rolled", "is stopped in order, to be started anew"),
     "copied": ("copied", "its file is copied: {1}"),
     "migrated": ("migrated", "its app adds a column: {1}.{2}"),
+    "rebuilt": ("migrated", "its app makes a table anew: {1}"),
+    "lost": ("backup", "its machine is gone with its file; it goes on with an empty one"),
     "stopped": ("stopped", "sync stops for good: {1}"),
     "clock": ("clock", "its clock steps, and is now {1} ms off"),
     "slow": ("trouble", "reads slowly from now on"),
@@ -43,6 +45,7 @@ _ENDS: Final[Mapping[str, str]] = {
     "died": "crash",
     "power": "power loss",
     "backup": "backup restored",
+    "lost": "machine lost",
     "rolled": "rolled over",
 }
 
@@ -283,7 +286,7 @@ def _life_marks(report: Report, names: Sequence[str]) -> Iterator[tuple[float, s
             kind, said = _SAID[happening.kind]
             facts = [short(str(fact)) for fact in happening.facts]
             yield happening.at, name, kind, said.format(*facts)
-        if happening.kind in ("power", "backup"):
+        if happening.kind in ("power", "backup", "lost"):
             ended_at[name] = happening.at
         elif happening.kind == "died" and ended_at.get(name) != happening.at:
             yield happening.at, name, "crash", "the process dies"

@@ -6,6 +6,9 @@ who use it is done here: it is slow in either direction, narrow, silent in one d
 for a while (`Partition`), reset at any byte of time, or left open on one side while the other is
 gone (half open), until heartbeats notice. Two faults go further, as a broken proxy would: a frame
 towards a relay comes twice (`replay`), and a connection that its client has left delivers late.
+Within a stream a copy can only come right behind what it is a copy of; what is sent again much
+later, after other frames, is what a left connection still had under way, and what the client sends
+anew over the next one.
 
 Every connection has its own chance, made from the world's seed, so that what happens on one is
 nothing to the others. All time comes from the world's loop.
@@ -14,7 +17,7 @@ nothing to the others. All time comes from the world's loop.
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -41,18 +44,26 @@ class Weather:
     replay: float = 0.0
     bytes_per_second: float = 10e6
 
+    @classmethod
+    def worst(cls, some: Iterable["Weather"]) -> "Weather":
+        """What several together are, none of which is better for the others."""
+        all_ = [cls(), *some]
+        return cls(
+            delay=max(each.delay for each in all_),
+            jitter=max(each.jitter for each in all_),
+            loss=max(each.loss for each in all_),
+            replay=max(each.replay for each in all_),
+            bytes_per_second=min(each.bytes_per_second for each in all_),
+        )
+
 
 @dataclass
 class Counts:
     """What happened on the network, for the report."""
 
     connections: int = 0
-    frames: int = 0
     bytes: int = 0
     lost: int = 0
-    replayed: int = 0
-    resets: int = 0
-    by_node: dict[str, int] = field(default_factory=dict)
     # Frames and bytes by sender, receiver and tenth of a second.
     traffic: dict[tuple[str, str, int], tuple[int, int]] = field(default_factory=dict)
 
@@ -66,10 +77,11 @@ class Network:
         self.note = note
         self.weather = Weather()
         self.counts = Counts()
-        # One-way: (from, to) pairs over which nothing passes.
-        self.silent: set[tuple[str, str]] = set()
-        # Nodes that read slowly, with the seconds that each frame takes them.
-        self.slow: dict[str, float] = {}
+        self._weathers: list[Weather] = []
+        # One-way: (from, to) pairs over which nothing passes, and how many cuts of it last.
+        self._silent: Counter[tuple[str, str]] = Counter()
+        # Nodes that read slowly, with the seconds that each frame takes them, by what slows them.
+        self._slow: dict[str, list[float]] = {}
         self.connections: dict[str, Connection] = {}
         self._accept: dict[str, Callable[[Socket], object]] = {}
         self._attempts: Counter[str] = Counter()
@@ -84,24 +96,48 @@ class Network:
 
     def passes(self, source: str, target: str) -> bool:
         """Whether anything gets from one node to another."""
-        return (source, target) not in self.silent
+        return not self._silent[source, target]
 
     def cut(self, one: str, other: str, *, back: bool = True) -> None:
         """Part two nodes; with `back` in both directions."""
         self.note("cut", one, other, back)
-        self.silent.add((one, other))
-        if back:
-            self.silent.add((other, one))
+        self._silent.update(_links(one, other, back))
 
-    def mend(self, one: str, other: str) -> None:
-        """Join two nodes again."""
+    def mend(self, one: str, other: str, *, back: bool = True) -> None:
+        """Undo one such cut; what others cut stays so."""
         self.note("mend", one, other)
-        self.silent -= {(one, other), (other, one)}
+        self._silent.subtract(_links(one, other, back))
+        for source, target in _links(one, other, True):
+            if not self.passes(source, target):
+                self.note("cut", source, target, False)
+
+    def begin(self, weather: Weather) -> None:
+        """Let this weather be, beside others that last."""
+        self._weathers.append(weather)
+        self.weather = Weather.worst(self._weathers)
+
+    def end(self, weather: Weather) -> None:
+        """Let this weather pass."""
+        self._weathers = [each for each in self._weathers if each is not weather]
+        self.weather = Weather.worst(self._weathers)
+
+    def slow_down(self, node: str, seconds: float) -> None:
+        """Let a node take so long for each frame that it reads."""
+        self._slow.setdefault(node, []).append(seconds)
+
+    def speed_up(self, node: str, seconds: float) -> None:
+        """Undo one such slowness."""
+        self._slow[node].remove(seconds)
+
+    def slowness(self, node: str) -> float:
+        """The seconds that a frame takes a node to read."""
+        return max(self._slow.get(node, ()), default=0.0)
 
     def heal(self) -> None:
         """A good network from now on."""
-        self.silent.clear()
-        self.slow.clear()
+        self._silent.clear()
+        self._slow.clear()
+        self._weathers.clear()
         self.weather = Weather()
 
     @asynccontextmanager
@@ -156,6 +192,10 @@ class Network:
         return delay
 
 
+def _links(one: str, other: str, back: bool) -> list[tuple[str, str]]:
+    return [(one, other), (other, one)] if back else [(one, other)]
+
+
 class Connection:
     """One stream in two directions."""
 
@@ -205,7 +245,7 @@ class Socket:
 
     async def receive(self) -> bytes | None:
         """The next frame; None at the end."""
-        slow = self._network.slow.get(self.name)
+        slow = self._network.slowness(self.name)
         if slow:
             await asyncio.sleep(slow)
         while not self._received:
@@ -231,9 +271,7 @@ class Socket:
                 raise ConnectionResetError("the connection has ended")
         network = self._network
         counts = network.counts
-        counts.frames += 1
         counts.bytes += len(frame)
-        counts.by_node[self.name] = counts.by_node.get(self.name, 0) + len(frame)
         link = (self.name, self.peer, int(asyncio.get_running_loop().time() * 10))
         frames, size = counts.traffic.get(link, (0, 0))
         counts.traffic[link] = (frames + 1, size + len(frame))
@@ -241,7 +279,6 @@ class Socket:
         up = self is self._connection.client_end
         replay = network.weather.replay
         if up and replay and self._connection.chance.random() < replay:
-            counts.replayed += 1
             network.note("replay", self.name, self.peer, len(frame))
             self._transmit(frame)
 
@@ -261,7 +298,6 @@ class Socket:
 
     def vanish(self) -> None:
         """This side's process died."""
-        self._network.counts.resets += 1
         self.leave()
 
     def _let_go(self) -> None:

@@ -4,12 +4,14 @@ A client is the production code of an app: `Replica` over two connections to a f
 simulated socket, both in line and in virtual time. A relay is `Service` over `SqliteStore`. Files
 are real; their durability is the simulation's own: SQLite is told not to wait for the disk, and a
 crash keeps a copy of the files as they were at one statement, perhaps with the end of the WAL torn
-off. What the process would have done after that instant reaches nobody.
+off. What the process would have done after that instant reaches nobody. A relay that dies at a
+statement can do no further one.
 """
 
 import asyncio
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -72,12 +74,18 @@ class Client:
     relay: str
     # Makes the values of its writes its own.
     place: int
+    born: float = 0.0
     # Settings of a life.
     lives: int = 0
     # Another one after the file went back in time: what its users saw before means nothing then.
     session: int = 0
     crash_after: int | None = None
-    pages_max: int | None = None
+    # The share of the WAL that a crash at a statement takes with it.
+    crash_cut: float = 0.0
+    # How many want the disk to be nearly full.
+    tight: int = 0
+    # When its outbox was last seen empty: what it wrote before is the relay's, or was refused.
+    settled_at: float = 0.0
     # What this client was told of rejections, and why sync stopped for good.
     events: list[Event] = field(default_factory=list)
     stopped: SyncError | None = None
@@ -122,6 +130,7 @@ class Client:
     def start(self) -> None:
         """Open the file and begin to sync."""
         self.lives += 1
+        self.crash_cut, self.tight = 0.0, 0
         self._torn = None
         self._app = self._connect(foreign_keys=True)
         self._engine = self._connect(foreign_keys=False)
@@ -179,10 +188,14 @@ class Client:
         share off the end of the WAL."""
         if self._torn is None:
             self._torn = self._tear(cut)
+        else:
+            cut = self.crash_cut
         torn = self._torn
         self._end()
         if cut:
             self.world.note("power", self.name)
+            self.world.history.doubt(self.name, 0.0)
+            self.world.rolled_back.add(self.name)
         self.session += cut > 0
         self._move_to(torn)
 
@@ -192,6 +205,13 @@ class Client:
         self.world.note("backup", self.name)
         self.session += 1
         self._move_to(backup)
+
+    def lose(self, number: int) -> None:
+        """The machine is gone with its file; its user begins anew with an empty one."""
+        self._end()
+        self.world.note("lost", self.name)
+        self.session += 1
+        self._move_to(self.path.with_name(f"{self.name}-new{number}.db"))
 
     def heal(self) -> None:
         """All is well from now on: the disk has room, and the process lives."""
@@ -203,9 +223,9 @@ class Client:
         """Another program's connection to the file."""
         return self._connect(foreign_keys=True)
 
-    def crash_at(self, statements: int) -> None:
-        """Let the process die at one of its next statements."""
-        self.crash_after = statements
+    def crash_at(self, statements: int, *, cut: float = 0.0) -> None:
+        """Let the process die at one of its next statements; with `cut` by a loss of power."""
+        self.crash_after, self.crash_cut = statements, cut
         for conn in (self._app, self._engine):
             assert conn is not None
             conn.set_trace_callback(self._count)
@@ -227,10 +247,7 @@ class Client:
         """Leave the disk with room for so many more pages; None for plenty."""
         for conn in (self._app, self._engine):
             if conn is not None:
-                used = conn.execute("PRAGMA page_count").fetchone()[0]
-                conn.execute(
-                    f"PRAGMA max_page_count = {used + room if room is not None else 2**30}"
-                )
+                _limit_pages(conn, room)
 
     def _write(self, work: Callable[[sqlite3.Connection], T], own: bool) -> T:
         conn = self.app
@@ -298,16 +315,16 @@ class Client:
         if self.crash_after is not None and self._torn is None:
             self.crash_after -= 1
             if self.crash_after <= 0:
-                self._torn = self._tear()
+                self._torn = self._tear(self.crash_cut)
 
     def _tear(self, cut: float = 0.0) -> Path:
         torn = self.path.with_name(f"{self.name}-{self.lives}.db")
         copy_files(self.path, torn)
         wal = Path(f"{torn}-wal")
         if cut and wal.exists():
-            size = wal.stat().st_size
+            size, least = wal.stat().st_size, _moved_bytes(self.path)
             with wal.open("r+b") as file:
-                file.truncate(int(size * (1 - cut)))
+                file.truncate(max(int(size * (1 - cut)), min(least, size)))
         return torn
 
     def _end(self) -> None:
@@ -334,7 +351,11 @@ class RelayNode:
     chance: Random
     page_rows_max: int
     service: Service | None = None
+    # How many want the disk to be nearly full.
+    tight: int = 0
     _store: SqliteStore | None = None
+    # What kills it at a statement.
+    _task: asyncio.Task[None] | None = None
     _tasks: dict[asyncio.Task[None], None] = field(default_factory=dict)
 
     @property
@@ -355,6 +376,7 @@ class RelayNode:
             limits=replace(LIMITS, page_rows_max=self.page_rows_max),
             new_token=lambda: self.chance.randbytes(8),
         )
+        self.tight = 0
         self.world.network.listen(self.name, self._accept)
 
     async def stop(self) -> None:
@@ -375,6 +397,11 @@ class RelayNode:
         self.world.network.stop_listening(self.name)
         store, self._store = self._store, None
         if store is not None:
+            conn = store._connection
+            conn.set_trace_callback(None)
+            conn.set_authorizer(None)
+            # Closed with a statement that somebody still holds, it would keep its lock.
+            conn.rollback()
             store.crash()
         if service is not None:
             service.abandon()
@@ -382,6 +409,44 @@ class RelayNode:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.sleep(0)
+
+    def reach_store(self, reaches: bool) -> None:
+        """Let the database be away for this process, or there again."""
+        if self._store is not None:
+            for connection in (self._store._connection, self._store._reader):
+                # SQLite interrupts every statement while this returns true.
+                connection.set_progress_handler(None if reaches else lambda: True, 1)
+
+    def crash_at(self, statements: int) -> asyncio.Event:
+        """Let the process die at one of the next statements of its commits, unless it is healed
+        before. What it would do after that one, before anybody else has a turn, fails. The event
+        tells when."""
+        assert self._store is not None
+        store, died, left = self._store, asyncio.Event(), statements
+
+        def count(_statement: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                for conn in (store._connection, store._reader):
+                    # Also statements that SQLite has prepared before are asked for again.
+                    conn.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+                self._task = asyncio.create_task(self.kill(), name=f"{self.name} dies")
+                died.set()
+
+        store._connection.set_trace_callback(count)
+        return died
+
+    def heal(self) -> None:
+        """All is well from now on: the disk has room, and the process lives."""
+        self.limit_pages(None)
+        if self._store is not None:
+            self._store._connection.set_trace_callback(None)
+
+    def limit_pages(self, room: int | None) -> None:
+        """Leave the disk with room for so many more pages; None for plenty."""
+        if self._store is not None:
+            _limit_pages(self._store._connection, room)
 
     def _accept(self, socket: Socket) -> None:
         assert self.service is not None
@@ -391,6 +456,26 @@ class RelayNode:
 
     def _source(self, count: int) -> bytes:
         return self.chance.randbytes(count)
+
+
+def _limit_pages(conn: sqlite3.Connection, room: int | None) -> None:
+    used = conn.execute("PRAGMA page_count").fetchone()[0]
+    conn.execute(f"PRAGMA max_page_count = {used + room if room is not None else 2**30}")
+
+
+def _moved_bytes(path: Path) -> int:
+    """How much of an open database's WAL is in its file already. SQLite waits until that part is on
+    the disk before it moves it, so no loss of power takes it.
+
+    Source: "WAL-mode File Format", 2.1: nBackfill is at 96 in the index, the page size at 8 in the
+    WAL."""
+    try:
+        with Path(f"{path}-shm").open("rb") as index, Path(f"{path}-wal").open("rb") as wal:
+            moved = int.from_bytes(index.read(100)[96:], sys.byteorder)
+            page_bytes = int.from_bytes(wal.read(12)[8:], "big")
+    except FileNotFoundError:
+        return 0
+    return 32 + moved * (24 + page_bytes) if moved else 0
 
 
 def copy_files(source: Path, target: Path) -> None:

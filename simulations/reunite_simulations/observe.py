@@ -1,5 +1,6 @@
 """What an outside observer reads in files: rows, documents, queues. Nothing is changed."""
 
+import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,6 @@ class Standing:
     queued: int
     waiting: int
     blocked: int
-    marked: int
 
 
 def standing(conn: sqlite3.Connection) -> Standing:
@@ -35,8 +35,7 @@ def standing(conn: sqlite3.Connection) -> Standing:
         " (SELECT value FROM _reunite_meta WHERE name = 'loaded'),"
         " (SELECT count(*) FROM _reunite_changesets) + (SELECT count(*) FROM _reunite_log),"
         " (SELECT count(*) FROM _reunite_inbox),"
-        " (SELECT count(*) FROM _reunite_rows WHERE mark = 'blocked'),"
-        " (SELECT count(*) FROM _reunite_rows WHERE mark IS NOT NULL)"
+        " (SELECT count(*) FROM _reunite_rows WHERE mark = 'blocked')"
     ).fetchone()
     return Standing(row[0], row[1], bool(row[2]), *row[3:])
 
@@ -117,6 +116,46 @@ def fingerprint(conn: sqlite3.Connection) -> int:
         " ON t.id = r.tbl WHERE r.base IS NOT NULL"
     )
     return hash(frozenset(stated))
+
+
+def is_marked(conn: sqlite3.Connection) -> bool:
+    """Whether any row of a client is blocked, or has what could not leave its file."""
+    found = conn.execute("SELECT 1 FROM _reunite_rows WHERE mark IS NOT NULL LIMIT 1").fetchone()
+    return found is not None
+
+
+def blocked_tables(conn: sqlite3.Connection) -> set[str]:
+    """The tables in which a client has rows blocked."""
+    return {
+        name
+        for (name,) in conn.execute(
+            "SELECT DISTINCT t.name FROM _reunite_rows AS r JOIN _reunite_tables AS t"
+            " ON t.id = r.tbl WHERE r.mark = 'blocked'"
+        )
+    }
+
+
+def tables_with_rules(conn: sqlite3.Connection) -> set[str]:
+    """The tables that have rules which do not travel with a schema: CHECK, triggers that abort,
+    UNIQUE over expressions, over some rows, or by another collation."""
+    ruled = {
+        name
+        for name, sql in conn.execute(
+            "SELECT tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+        )
+        if _RULE.search(sql)
+    }
+    unique = conn.execute(
+        "SELECT m.name, i.partial, x.cid, x.coll FROM sqlite_master AS m"
+        " JOIN pragma_index_list(m.name) AS i JOIN pragma_index_xinfo(i.name) AS x"
+        " WHERE m.type = 'table' AND i.\"unique\" AND x.key"
+    )
+    return ruled | {
+        name for name, partial, place, coll in unique if partial or place == -2 or coll != "BINARY"
+    }
+
+
+_RULE = re.compile(r"\bCHECK\s*\(|\bRAISE\s*\(", re.IGNORECASE)
 
 
 def imaged(conn: sqlite3.Connection, table: Table) -> set[tuple[Value, ...]]:

@@ -47,7 +47,8 @@ class Watch:
             raise self.error
 
     def check_refusals(self) -> None:
-        """Raise UsageError for a transaction that was refused at every call."""
+        """Raise UsageError for a transaction whose SQL was wrong at every call. What constraints
+        refuse may well be taken another time."""
         for each in self.guarded:
             if each.calls >= CALLS_MIN and each.refusals == each.calls:
                 raise UsageError(
@@ -87,7 +88,7 @@ class Guarded:
         except sqlite3.Error as error:
             if not _is_open(conn) and _is_wrong_sql(error):
                 raise self._watch.failed(self._has_ended(), self.name, event) from error
-            self.refusals += 1
+            self.refusals += _is_wrong_sql(error)
             self.refusal = f"{type(error).__name__}: {error}"
             raise
         except Exception as error:

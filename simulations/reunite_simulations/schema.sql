@@ -49,6 +49,31 @@ CREATE TABLE "event log" (
     "count" INTEGER DEFAULT 5
 );
 
+-- Codes that apps rename: what refers to one goes with it.
+CREATE TABLE shelf (
+    code TEXT PRIMARY KEY,
+    label TEXT NOT NULL UNIQUE
+);
+
+-- What only one row may have, in all forms. The relay knows of the pair alone: the two indexes and
+-- the CHECK stay in the files that have them, so no two values that an app writes break them.
+CREATE TABLE item (
+    id INTEGER PRIMARY KEY,
+    shelf TEXT REFERENCES shelf (code) ON DELETE SET NULL ON UPDATE CASCADE,
+    room TEXT NOT NULL DEFAULT 'hall',
+    place INTEGER,
+    serial TEXT,
+    slug TEXT,
+    price NUMERIC DEFAULT 1 CHECK (price >= 0),
+    extra,
+    stock INTEGER DEFAULT 0,
+    UNIQUE (room, place)
+);
+CREATE UNIQUE INDEX item_serial ON item (serial) WHERE serial <> '' AND stock IS NOT NULL;
+CREATE UNIQUE INDEX item_slug ON item (lower(slug));
+
 INSERT INTO list (id, name) VALUES (1, 'home'), (2, 'work');
 INSERT INTO todo (id, list_id, title) VALUES (1, 1, 'milk'), (2, 1, 'bread'), (3, 2, 'report');
 INSERT INTO person (id, email, name) VALUES ('ann', 'ann@x', 'Ann'), ('bob', 'bob@x', 'Bob');
+INSERT INTO shelf VALUES ('a', 'top'), ('b', 'bottom');
+INSERT INTO item (id, shelf, room, place) VALUES (1, 'a', 'hall', 1), (2, 'b', 'hall', 2);

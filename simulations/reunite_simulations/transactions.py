@@ -24,8 +24,11 @@ OwnTransaction: TypeAlias = Callable[[sqlite3.Connection, random.Random], object
 Workload: TypeAlias = Mix | OwnTransaction | Sequence[OwnTransaction | tuple[OwnTransaction, float]]
 
 # So many values are one transaction's own, and one client's.
-VALUES_OF_TRANSACTION: Final = 10_000
+VALUES_OF_TRANSACTION: Final = 100_000
 VALUES_OF_CLIENT: Final = 1_000_000_000
+# So much of a statement is remembered, and so many of a transaction of a mix: some are very large.
+STATEMENT_CHARS_MAX: Final = 1_000
+STATEMENTS_MAX: Final = 30
 # A transaction that writes to the lists writes other rows in so many of all cases.
 BOTH: Final = 0.3
 _WRITING: Final = ("insert", "update", "delete", "replace", "with")
@@ -41,7 +44,7 @@ def transact(
     """Run a client's next transaction and note it. Raises Crashed when the process dies in it."""
     mix = workload if isinstance(workload, Mix) else Mix()
     values = client.place * VALUES_OF_CLIENT + chance.number * VALUES_OF_TRANSACTION
-    writes = RandomWrites(tables, chance, mix, values)
+    writes = RandomWrites(tables, chance, mix, values, at_first=client.place == 1)
     made = history.begin(
         chance.event,
         client.name,
@@ -64,8 +67,12 @@ def transact(
             finally:
                 # What runs in a trigger is told as the statement that set it off, once more.
                 made.statements = [
-                    each for each, _ in groupby(statements) if each.lower().startswith(_WRITING)
+                    each[:STATEMENT_CHARS_MAX]
+                    for each, _ in groupby(statements)
+                    if each[:10].lower().startswith(_WRITING)
                 ]
+                if made.writes:
+                    made.statements = made.statements[:STATEMENTS_MAX]
 
     try:
         client.write(work, own=made.own)

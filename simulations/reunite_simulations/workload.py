@@ -2,23 +2,35 @@
 
 A workload knows a schema only by reading it. It writes values that occur once into columns that are
 free, keys of rows that exist into those that refer, and now and then what collides: a key that
-somebody else may use, a value of a small set into a UNIQUE column.
+somebody else may use, a value of a small set into a UNIQUE column, the values of a row that has to
+go for it. What a statement did is noted by reading the rows that it may concern before and after.
 """
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from reunite.cells.register import Value
 from reunite.schema import Column, ForeignKey, Table, ascii_lower, quoted
+from reunite_simulations import values
 from reunite_simulations.history import Cells, Key, Verb, Write
 
 # Rows that several replicas make under the same keys, to see them merged.
 SHARED_KEYS: Final = 30
 # A value of this many occurs in UNIQUE columns again and again.
 SHARED_VALUES: Final = 6
+# One statement writes up to so many rows, and deletes fewer, or tables would be empty.
+ROWS_AT_ONCE: Final = 12
+DELETED_AT_ONCE: Final = 4
+# A large transaction has one or the other: rows, or rows of a size. Both are more than one frame or
+# page, and some are more than a relay sends live. Most are near the least, as worlds have to stay
+# fast; a database beyond some rows gets none.
+LARGE_ROWS: Final = (500, 3_000)
+HEAVY_ROWS: Final = (10, 60)
+HEAVY_BYTES: Final = 100_000
+LARGE_DATABASE_ROWS: Final = 4_000
 
 # The append-only lists of the consistency checkers; every element's id occurs once.
 APPEND_TABLE: Final = "simulated_append"
@@ -38,7 +50,13 @@ class Mix:
     upsert: float = 1.0
     move_key: float = 0.3
     write_back: float = 1.0
+    update_many: float = 0.7
+    delete_many: float = 0.2
+    insert_missing: float = 1.0
+    swap: float = 1.0
     rows_max: int = 5
+    # Of all transactions: those that write very much.
+    large: float = 1 / 300
     # Of all transactions: those of other programs, and those that append to a list.
     strangers: float = 0.3
     appends: float = 0.3
@@ -47,16 +65,20 @@ class Mix:
 @dataclass
 class RandomWrites:
     """The random writes of one transaction over tables. Its own values count up from `values`, so
-    that they are its own whichever other transactions there are."""
+    that they are its own whichever other transactions there are. `at_first` when the file is the
+    one that the world began with: a constraint that no other knows stops what it forbids there."""
 
     tables: Sequence[Table]
     chance: random.Random
     mix: Mix
     values: int
+    at_first: bool = False
 
     def some(self, conn: sqlite3.Connection) -> list[Write]:
         """Write some rows on an app's connection, inside its transaction. Raises sqlite3.Error
         where the database refuses; the caller rolls back."""
+        if self.chance.random() < self.mix.large and self._is_small(conn):
+            return self._large(conn)
         done: list[Write] = []
         for _ in range(self.chance.randint(1, self.mix.rows_max)):
             done += self._one(conn)
@@ -84,6 +106,10 @@ class RandomWrites:
             self._upsert: mix.upsert,
             self._move_key: mix.move_key,
             self._write_back: mix.write_back,
+            self._update_many: mix.update_many,
+            self._delete_many: mix.delete_many,
+            self._insert_missing: mix.insert_missing,
+            self._swap: mix.swap,
         }
         (kind,) = self.chance.choices(list(kinds), list(kinds.values()))
         return kind(conn, table)
@@ -97,22 +123,73 @@ class RandomWrites:
         key = tuple(cells[column.name] for column in table.key)
         if read(conn, table, key) is not None:
             return []
+        cells |= self._ends(conn, table, cells)
         _run(conn, f"INSERT INTO {quoted(table.name)}", cells)
         return self._noted(conn, table, key, Verb.INSERT, {})
 
-    def _replace(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
-        """REPLACE of a row that nobody refers to: another would take its children with it."""
-        key = self._some_key(conn, table)
+    def _insert_missing(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
+        """A row with as little as it needs, and nothing where it or another is there already."""
         cells = self._row(conn, table)
-        if key is None or cells is None or self._children(table):
+        if cells is None:
             return []
-        before = read(conn, table, key)
-        cells |= dict(zip((column.name for column in table.key), key, strict=True))
-        # Only its own row may go: those that it collides with go without a word in the history.
-        for column in sorted(_unique_columns(table)):
-            cells[column] = self._value(_column(table, column))
-        _run(conn, f"INSERT OR REPLACE INTO {quoted(table.name)}", cells)
-        return self._noted(conn, table, key, Verb.UPDATE, before or {})
+        known = self._some_key(conn, table) if self.chance.random() < 0.5 else None
+        needed = {
+            column.name: cells[column.name]
+            for column in table.columns
+            if column.name in cells and (column.key or (column.notnull and column.default is None))
+        }
+        if known is not None:
+            needed |= _by_name(table, known)
+        key = tuple(needed[column.name] for column in table.key)
+        return self._seen_to_do(
+            conn,
+            [(table, key)],
+            lambda: _run(conn, f"INSERT OR IGNORE INTO {quoted(table.name)}", needed),
+        )
+
+    def _replace(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
+        """REPLACE, also of a further row, which had a value that only one may have."""
+        known = self._some_key(conn, table)
+        cells = self._row(conn, table)
+        if known is None or cells is None:
+            return []
+        new = tuple(cells[column.name] for column in table.key)
+        key = known if self.chance.random() < 0.7 else new
+        victim = self._some_key(conn, table) if self.chance.random() < 0.6 else None
+        taken = read(conn, table, victim) if victim is not None and victim != key else None
+        concerned = self._with_below(conn, table, [key] if taken is None else [key, victim or key])
+        # Their children go with them: a little of that is enough.
+        if len(concerned) > 2 and self.chance.random() < 0.8:
+            return []
+        if taken is None:
+            for column in map(table.column, sorted(_unique_columns(table))):
+                assert column is not None
+                if _parent_of(table, column) is None:
+                    cells[column.name] = self._value(column)
+        else:
+            cells = dict(taken)
+        cells |= _by_name(table, key)
+
+        def replace() -> None:
+            if taken is not None and key == known and self.chance.random() < 0.3:
+                index = self.chance.choice([i.columns for i in table.indexes if i.unique] or [()])
+                unique = {name: taken[name] for name in index if name in taken}
+                if unique:
+                    _update(conn, table, key, unique, "UPDATE OR REPLACE")
+                return
+            _run(conn, f"INSERT OR REPLACE INTO {quoted(table.name)}", cells)
+            fresh = {c.name: self._value(c) for c in table.cells if is_free(table, c)}
+            if taken is not None and fresh:
+                # What was copied belongs to its write. And an index that others do not have would
+                # be broken if the other row came back by an edit of theirs.
+                _update(conn, table, key, fresh)
+
+        before = _count(conn, table)
+        writes = self._seen_to_do(conn, concerned, replace)
+        verbs = [write.verb for write in writes if write.table == table.name]
+        if before + verbs.count(Verb.INSERT) - verbs.count(Verb.DELETE) != _count(conn, table):
+            raise sqlite3.IntegrityError("another row went than could be foreseen")
+        return writes
 
     def _upsert(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         key = self._some_key(conn, table)
@@ -122,7 +199,7 @@ class RandomWrites:
         before = read(conn, table, key)
         assert before is not None
         column = self.chance.choice(free)
-        cells = dict(before) | dict(zip((c.name for c in table.key), key, strict=True))
+        cells = dict(before) | _by_name(table, key)
         name = quoted(column.name)
         keys = ", ".join(quoted(each.name) for each in table.key)
         cells[column.name] = self._value(column)
@@ -142,10 +219,7 @@ class RandomWrites:
         assert before is not None
         many = self.chance.randint(1, min(3, len(table.cells)))
         columns = self.chance.sample(list(table.cells), many)
-        values: dict[str, Value] = {}
-        for column in columns:
-            values[column.name] = self._cell(conn, table, column)
-        _update(conn, table, key, values)
+        _update(conn, table, key, {c.name: self._cell(conn, table, c) for c in columns})
         return self._noted(conn, table, key, Verb.UPDATE, before)
 
     def _write_back(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
@@ -157,35 +231,171 @@ class RandomWrites:
         _update(conn, table, key, dict(before))
         return []
 
+    def _update_many(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
+        """One statement, and a value for each row that occurs once."""
+        free = [column for column in table.cells if is_free(table, column)]
+        if not free:
+            return []
+        where, given = self._some_rows(conn, table, ROWS_AT_ONCE)
+        keys = _keys(conn, table, where, given)
+        if not keys:
+            return []
+        column = self.chance.choice(free)
+        name = quoted(column.name)
+        key = quoted(table.key[0].name)
+        spoken = table.key[0].type in ("integer", "text", "uuid")
+        sets: list[Value]
+        if not values.occurs_once(column):
+            value, sets = "?", [self._value(column)]
+        elif values.takes_any_text(column) and len(table.key) == 1 and spoken:
+            value, sets = f"? || {key}", [f"v{self._next()}."]
+        else:
+            test = _is_key(table)
+            value = "CASE" + f" WHEN {test} THEN ?" * len(keys) + f" ELSE {name} END"
+            sets = [each for key in keys for each in (*key, self._value(column))]
+        sql = f"UPDATE {quoted(table.name)} SET {name} = {value} WHERE {where}"
+        return self._seen_to_do(
+            conn, [(table, key) for key in keys], lambda: conn.execute(sql, (*sets, *given))
+        )
+
+    def _swap(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
+        """Two rows exchange what only one may have."""
+        referred = {
+            ascii_lower(name)
+            for _, foreign_key in self._children(table)
+            for name in foreign_key.parent_columns
+        }
+        unique = [
+            [_column(table, name) for name in index.columns]
+            for index in table.indexes
+            if index.unique and referred.isdisjoint(map(ascii_lower, index.columns))
+        ]
+        unique = [columns for columns in unique if not any(column.key for column in columns)]
+        one, other = self._some_key(conn, table), self._some_key(conn, table)
+        if not unique or one is None or other is None or one == other:
+            return []
+        columns = self.chance.choice(unique)
+        had, has = read(conn, table, one), read(conn, table, other)
+        assert had is not None
+        assert has is not None
+        spare: dict[str, Value] = {
+            column.name: self._value(column) if column.notnull else None
+            for column in columns
+            if _parent_of(table, column) is None or not column.notnull
+        }
+        again = not self._children(table) and self.chance.random() < 0.3
+        if not spare and not again:
+            return []
+        mine = {column.name: had[column.name] for column in columns}
+        theirs = {column.name: has[column.name] for column in columns}
+
+        def exchange() -> None:
+            if again:
+                sql = f"DELETE FROM {quoted(table.name)} WHERE {_is_key(table)}"
+                conn.executemany(sql, [one, other])
+                into = f"INSERT INTO {quoted(table.name)}"
+                _run(conn, into, {**_by_name(table, one), **had, **theirs})
+                _run(conn, into, {**_by_name(table, other), **has, **mine})
+                return
+            _update(conn, table, one, spare)
+            _update(conn, table, other, mine)
+            _update(conn, table, one, theirs)
+
+        return self._seen_to_do(conn, [(table, one), (table, other)], exchange)
+
     def _delete(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         key = self._some_key(conn, table)
-        if key is None:
+        return [] if key is None else self._delete_where(conn, table, _is_key(table), key)
+
+    def _delete_many(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
+        return self._delete_where(conn, table, *self._some_rows(conn, table, DELETED_AT_ONCE))
+
+    def _delete_where(
+        self, conn: sqlite3.Connection, table: Table, where: str, given: Sequence[Value]
+    ) -> list[Write]:
+        keys = _keys(conn, table, where, given)
+        if not keys:
             return []
-        concerned = [(table, key, read(conn, table, key) or {}), *self._below(conn, table, key)]
-        where = " AND ".join(f"{quoted(column.name)} IS ?" for column in table.key)
-        conn.execute(f"DELETE FROM {quoted(table.name)} WHERE {where}", key)
-        writes = []
-        for other, other_key, before in concerned:
-            after = read(conn, other, other_key)
-            if after is None:
-                writes.append(Write(Verb.DELETE, other.name, other_key, {}, before))
-            elif after != before:
-                writes += self._noted(conn, other, other_key, Verb.UPDATE, before)
-        return writes
+        sql = f"DELETE FROM {quoted(table.name)} WHERE {where}"
+        return self._seen_to_do(
+            conn, self._with_below(conn, table, keys), lambda: conn.execute(sql, tuple(given))
+        )
 
     def _move_key(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
-        """A changed primary key, of a row that nobody refers to."""
+        """A changed primary key, of a row that nobody refers to, or whose children follow it."""
         key = self._some_key(conn, table)
-        if key is None or len(table.key) != 1 or self._children(table) or self._refers(table, 0):
+        follow = all(
+            foreign_key.on_update == "CASCADE"
+            and not any(_column(child, name).key for name in foreign_key.columns)
+            for child, foreign_key in self._children(table)
+        )
+        if key is None or len(table.key) != 1 or not follow or self._refers(table, 0):
             return []
         before = read(conn, table, key)
-        new = (self._value(table.key[0]),)
-        name = quoted(table.key[0].name)
-        conn.execute(f"UPDATE {quoted(table.name)} SET {name} = ? WHERE {name} IS ?", (*new, *key))
+        following = list(self._following(conn, table, key))
+        new = (self._key_value(table.key[0]),)
+        # Another client's edit may bring the old row back beside the new one, and an index that
+        # the relay does not know would be broken if both had the same values.
+        fresh = {
+            column.name: self._value(column) for column in table.cells if is_free(table, column)
+        }
+        _update(conn, table, key, {**_by_name(table, new), **fresh})
         return [
             Write(Verb.DELETE, table.name, key, {}, before or {}),
             *self._noted(conn, table, new, Verb.INSERT, {}),
+            *(
+                write
+                for child, child_key, had in following
+                for write in self._noted(conn, child, child_key, Verb.UPDATE, had)
+            ),
         ]
+
+    def _following(
+        self, conn: sqlite3.Connection, table: Table, key: Key
+    ) -> Iterator[tuple[Table, Key, Cells]]:
+        """Rows that refer to a row by its key of one column, as they are."""
+        for child, foreign_key in self._children(table):
+            names = ", ".join(quoted(column.name) for column in child.key)
+            where = f"{quoted(foreign_key.columns[0])} = ?"
+            for found in conn.execute(
+                f"SELECT {names} FROM {quoted(child.name)} WHERE {where} ORDER BY {names}", key
+            ).fetchall():
+                yield child, tuple(found), read(conn, child, tuple(found)) or {}
+
+    def _large(self, conn: sqlite3.Connection) -> list[Write]:
+        """Very many rows in one transaction, or rows that are very large."""
+        table = self.chance.choice(self.tables)
+        cells = self._row(conn, table)
+        if cells is None:
+            return []
+        # All have the parents and the NULLs of one, and values of their own.
+        own = [
+            column
+            for column in table.columns
+            if cells.get(column.name) is not None and _parent_of(table, column) is None
+        ]
+        if not any(column.key and values.occurs_once(column) for column in own):
+            return []
+        sizeable = [c for c in own if is_free(table, c) and not c.key and values.is_sizeable(c)]
+        heavy = self.chance.choice(sizeable) if sizeable and self.chance.random() < 0.6 else None
+        rows: list[dict[str, Value]] = []
+        least, most = LARGE_ROWS if heavy is None else HEAVY_ROWS
+        for _ in range(int(least * (most / least) ** self.chance.random() ** 3)):
+            rows.append(cells | {column.name: self._key_value(column) for column in own})
+            if heavy is not None:
+                value = values.large(heavy, self._next(), HEAVY_BYTES, self.chance)
+                rows[-1][heavy.name] = value
+        names = ", ".join(map(quoted, cells))
+        marks = ", ".join("?" * len(cells))
+        conn.executemany(
+            f"INSERT INTO {quoted(table.name)} ({names}) VALUES ({marks})",
+            [tuple(row.values()) for row in rows],
+        )
+        keys = [tuple(row[column.name] for column in table.key) for row in rows]
+        return [write for key in keys for write in self._noted(conn, table, key, Verb.INSERT, {})]
+
+    def _is_small(self, conn: sqlite3.Connection) -> bool:
+        return sum(_count(conn, table) for table in self.tables) < LARGE_DATABASE_ROWS
 
     # Values.
 
@@ -197,10 +407,12 @@ class RandomWrites:
             if parent is not None:
                 continue
             if column.key and self.chance.random() < 0.15:
-                cells[column.name] = _of_affinity(column, self.chance.randrange(SHARED_KEYS) + 1)
-            elif not column.key and column.default is not None and self.chance.random() < 0.5:
+                cells[column.name] = self.chance.choice(_shared_keys(column))
+            elif column.key:
+                cells[column.name] = self._key_value(column)
+            elif column.default is not None and self.chance.random() < 0.5:
                 continue
-            elif not column.key and not column.notnull and self.chance.random() < 0.2:
+            elif not column.notnull and self.chance.random() < 0.2:
                 cells[column.name] = None
             else:
                 cells[column.name] = self._cell(conn, table, column)
@@ -217,8 +429,10 @@ class RandomWrites:
             found = self._parent_values(conn, table, foreign_key)
             return found[column.name] if found is not None else None
         unique = column.name in _unique_columns(table)
-        if unique and self.chance.random() < 0.2:
-            return _of_affinity(column, self.chance.randrange(SHARED_VALUES) + 1)
+        # Of a pair, each is the same more often, or both would hardly ever be.
+        alone = any(index.unique and index.columns == (column.name,) for index in table.indexes)
+        if unique and self.chance.random() < (0.2 if alone else 0.4):
+            return values.plain(column, self.chance.randrange(SHARED_VALUES) + 1)
         if not (unique or column.notnull or column.key) and self.chance.random() < 0.1:
             return None
         return self._value(column)
@@ -238,9 +452,37 @@ class RandomWrites:
             zip(foreign_key.columns, self.chance.choice(sorted(rows, key=repr)), strict=True)
         )
 
+    def _ends(self, conn: sqlite3.Connection, table: Table, cells: Cells) -> dict[str, Value]:
+        """Now and then the empty or the last value that a type has, for one cell of a row that is
+        new to everybody: no other write has it, and the first file has all UNIQUE indexes."""
+        fresh = any(
+            _parent_of(table, column) is None
+            and values.occurs_once(column)
+            and cells[column.name] not in _shared_keys(column)
+            for column in table.key
+        )
+        if not (self.at_first and fresh and self.chance.random() < 0.3):
+            return {}
+        known = sum(index.unique for index in table.indexes)
+        if _unique_indexes(conn, table) != known:
+            return {}
+        free = [column for column in table.cells if is_free(table, column)]
+        column = self.chance.choice(free) if free else None
+        value = values.last(column, self.chance) if column is not None else None
+        return {} if column is None or value is None else {column.name: value}
+
     def _value(self, column: Column) -> Value:
         """A value that occurs nowhere else."""
-        return _of_affinity(column, self._next())
+        drawn = self.chance.random()
+        if self.at_first and drawn < 0.15:
+            return values.extreme(column, self._next(), self.chance)
+        if drawn < 0.15:
+            return values.odd(column, self._next(), self.chance)
+        return values.plain(column, self._next())
+
+    def _key_value(self, column: Column) -> Value:
+        """A key that nobody else has."""
+        return values.plain(column, self._next())
 
     def _next(self) -> int:
         self.values += 1
@@ -249,16 +491,63 @@ class RandomWrites:
     # Rows.
 
     def _some_key(self, conn: sqlite3.Connection, table: Table) -> Key | None:
-        names = ", ".join(quoted(column.name) for column in table.key)
-        count = conn.execute(f"SELECT count(*) FROM {quoted(table.name)}").fetchone()[0]
+        count = _count(conn, table)
         if not count:
             return None
         # Rows that everybody writes now and then, beside those that few do.
         place = self.chance.randrange(min(count, 8) if self.chance.random() < 0.5 else count)
-        found: Key = conn.execute(
-            f"SELECT {names} FROM {quoted(table.name)} ORDER BY {names} LIMIT 1 OFFSET ?", (place,)
-        ).fetchone()
-        return found
+        return _keys(conn, table, "1", (), limit=1, offset=place)[0]
+
+    def _some_rows(
+        self, conn: sqlite3.Connection, table: Table, rows_max: int
+    ) -> tuple[str, Sequence[Value]]:
+        """A condition that is true of some rows and its values: a range or a list of keys, or what
+        one row has in a column, where not too many have it."""
+        first = self._some_key(conn, table)
+        if first is None:
+            return "0", ()
+        keys = ", ".join(quoted(column.name) for column in table.key)
+        marks = ", ".join("?" * len(table.key))
+        drawn = self.chance.random()
+        if drawn < 0.3 and table.cells:
+            column = self.chance.choice(table.cells)
+            value = (read(conn, table, first) or {})[column.name]
+            where = f"{quoted(column.name)} IS ?"
+            if len(_keys(conn, table, where, (value,), limit=rows_max + 1)) <= rows_max:
+                return where, (value,)
+        many = self.chance.randint(2, rows_max)
+        found = _keys(conn, table, f"({keys}) >= ({marks})", first, limit=many)
+        if not found:
+            return "0", ()
+        if drawn < 0.7:
+            return f"({keys}) >= ({marks}) AND ({keys}) <= ({marks})", (*found[0], *found[-1])
+        given = [value for key in found for value in key]
+        return f"({keys}) IN (VALUES {', '.join([f'({marks})'] * len(found))})", given
+
+    def _with_below(
+        self, conn: sqlite3.Connection, table: Table, keys: Iterable[Key]
+    ) -> list[tuple[Table, Key]]:
+        """Rows, and those that would be changed with them if they went."""
+        return [row for key in keys for row in ((table, key), *self._below(conn, table, key))]
+
+    def _seen_to_do(
+        self,
+        conn: sqlite3.Connection,
+        concerned: Iterable[tuple[Table, Key]],
+        action: Callable[[], object],
+    ) -> list[Write]:
+        """Do something, and tell what it did to these rows."""
+        before = {(table.name, key): (table, read(conn, table, key)) for table, key in concerned}
+        action()
+        writes: list[Write] = []
+        for (name, key), (table, cells) in before.items():
+            if cells is None:
+                writes += self._noted(conn, table, key, Verb.INSERT, {})
+            elif read(conn, table, key) is None:
+                writes.append(Write(Verb.DELETE, name, key, {}, cells))
+            elif cells:
+                writes += self._noted(conn, table, key, Verb.UPDATE, cells)
+        return writes
 
     def _noted(
         self, conn: sqlite3.Connection, table: Table, key: Key, verb: Verb, before: Cells
@@ -287,24 +576,25 @@ class RandomWrites:
 
     def _below(
         self, conn: sqlite3.Connection, table: Table, key: Key, depth: int = 4
-    ) -> Iterator[tuple[Table, Key, Cells]]:
+    ) -> Iterator[tuple[Table, Key]]:
         """Rows that a deletion would change by a foreign key's action."""
-        row = (read(conn, table, key) or {}) | dict(
-            zip((column.name for column in table.key), key, strict=True)
-        )
+        found = read(conn, table, key)
+        if found is None:
+            return
+        row = found | _by_name(table, key)
         for child, foreign_key in self._children(table):
             if depth == 0 or foreign_key.on_delete in ("NO ACTION", "RESTRICT"):
                 continue
-            values = [_named(row, name) for name in foreign_key.parent_columns]
+            referred = [_named(row, name) for name in foreign_key.parent_columns]
             where = " AND ".join(f"{quoted(name)} = ?" for name in foreign_key.columns)
-            names = ", ".join(quoted(column.name) for column in child.key)
-            for (*found,) in conn.execute(
-                f"SELECT {names} FROM {quoted(child.name)} WHERE {where} ORDER BY {names}", values
-            ).fetchall():
-                below = tuple(found)
-                yield child, below, read(conn, child, below) or {}
+            for below in _keys(conn, child, where, referred):
+                yield child, below
                 if foreign_key.on_delete == "CASCADE":
                     yield from self._below(conn, child, below, depth - 1)
+
+
+def _shared_keys(column: Column) -> list[Value]:
+    return [values.plain(column, number + 1) for number in range(SHARED_KEYS)]
 
 
 def is_free(table: Table, column: Column) -> bool:
@@ -315,10 +605,9 @@ def is_free(table: Table, column: Column) -> bool:
 def read(conn: sqlite3.Connection, table: Table, key: Key) -> dict[str, Value] | None:
     """The cells of one row by column name; None when it is not there."""
     names = [column.name for column in table.cells]
-    where = " AND ".join(f"{quoted(column.name)} IS ?" for column in table.key)
+    columns = ", ".join(map(quoted, names)) or "1"
     found = conn.execute(
-        f"SELECT {', '.join(map(quoted, names)) or '1'} FROM {quoted(table.name)} WHERE {where}",
-        key,
+        f"SELECT {columns} FROM {quoted(table.name)} WHERE {_is_key(table)}", key
     ).fetchone()
     return None if found is None else dict(zip(names, found, strict=False))
 
@@ -331,10 +620,52 @@ def _run(
     return conn.execute(f"{statement} ({names}) VALUES ({marks}){behind}", tuple(cells.values()))
 
 
-def _update(conn: sqlite3.Connection, table: Table, key: Key, values: Cells) -> None:
-    sets = ", ".join(f"{quoted(name)} = ?" for name in values)
-    where = " AND ".join(f"{quoted(column.name)} IS ?" for column in table.key)
-    conn.execute(f"UPDATE {quoted(table.name)} SET {sets} WHERE {where}", (*values.values(), *key))
+def _update(
+    conn: sqlite3.Connection, table: Table, key: Key, cells: Cells, verb: str = "UPDATE"
+) -> None:
+    sets = ", ".join(f"{quoted(name)} = ?" for name in cells)
+    sql = f"{verb} {quoted(table.name)} SET {sets} WHERE {_is_key(table)}"
+    conn.execute(sql, (*cells.values(), *key))
+
+
+def _is_key(table: Table) -> str:
+    return " AND ".join(f"{quoted(column.name)} IS ?" for column in table.key)
+
+
+def _keys(
+    conn: sqlite3.Connection,
+    table: Table,
+    where: str,
+    given: Sequence[Value],
+    *,
+    limit: int = -1,
+    offset: int = 0,
+) -> list[Key]:
+    """The keys of the rows that a condition is true of, in order."""
+    names = ", ".join(quoted(column.name) for column in table.key)
+    rows = conn.execute(
+        f"SELECT {names} FROM {quoted(table.name)} WHERE {where} ORDER BY {names} LIMIT ? OFFSET ?",
+        (*given, limit, offset),
+    )
+    return [tuple(row) for row in rows.fetchall()]
+
+
+def _count(conn: sqlite3.Connection, table: Table) -> int:
+    (count,) = conn.execute(f"SELECT count(*) FROM {quoted(table.name)}").fetchone()
+    return int(count)
+
+
+def _unique_indexes(conn: sqlite3.Connection, table: Table) -> int:
+    """How many a file has beside the key's, those too that stay there."""
+    (count,) = conn.execute(
+        "SELECT count(*) FROM pragma_index_list(?) WHERE \"unique\" AND origin <> 'pk'",
+        (table.name,),
+    ).fetchone()
+    return int(count)
+
+
+def _by_name(table: Table, key: Key) -> dict[str, Value]:
+    return dict(zip((column.name for column in table.key), key, strict=True))
 
 
 def _parent_of(table: Table, column: Column) -> ForeignKey | None:
@@ -360,31 +691,4 @@ def _unique_columns(table: Table) -> set[str]:
 
 def occurs_once(column: Column) -> bool:
     """Whether a workload's values of this column differ, each from all others."""
-    return column.type.partition("(")[0] not in ("boolean", "date", "time", "timestamp")
-
-
-def _of_affinity(column: Column, number: int) -> Value:
-    """A number as a value that the column keeps as it is."""
-    match column.type.partition("(")[0]:
-        case "integer":
-            return number
-        case "boolean":
-            return number % 2
-        case "real":
-            return number + 0.5
-        case "numeric":
-            return number / 4
-        case "blob":
-            return number.to_bytes(5, "big")
-        case "date":
-            return f"2026-01-{number % 28 + 1:02}"
-        case "time":
-            return f"{number % 24:02}:00:00"
-        case "timestamp" | "timestamptz":
-            return f"2026-01-{number % 28 + 1:02} 00:00:00"
-        case "uuid":
-            return f"00000000-0000-4000-8000-{number:012}"
-        case "json":
-            return str(number)
-        case _:
-            return f"v{number}"
+    return values.occurs_once(column)

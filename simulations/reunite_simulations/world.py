@@ -13,6 +13,7 @@ import random
 import sqlite3
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +30,7 @@ from reunite_simulations.nodes import EPOCH_MS, Client, Clock, Crashed, RelayNod
 from reunite_simulations.origin import need_tables, tables_of
 from reunite_simulations.transactions import Workload, transact
 from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE, Mix
-from reunite_transport.client_session import Acknowledged, Event, GaveUp, Live, Received
+from reunite_transport.client_session import Acknowledged, Event, GaveUp, Live, Received, Refilling
 
 # How often the checkers look on, and how long a world at rest is watched.
 LOOK_SECONDS: Final = 10.0
@@ -38,6 +39,9 @@ QUIET_SECONDS: Final = 30.0
 PAGE_ROWS_MAX: Final = (2, 7, 5_000)
 # A load of a large database is cut into this many pages at most, or it would take most of the time.
 PAGES_MAX: Final = 200
+# How far a machine's clock is off all the time, at most, and how many of them are. What a relay's
+# answer tells of a clock corrects it, so no promise is less for it.
+CLOCKS_MS: Final = ((0.0, 3), (300.0, 8), (5e3, 4), (600e3, 3), (365 * 86_400e3, 2))
 # A relay keeps what it is told; the report keeps this many events.
 EVENTS_MAX: Final = 500_000
 # Not of the design: what broke is the code itself, and the message says where.
@@ -123,13 +127,12 @@ class World:
         self.clients: list[Client] = []
         self.relays: list[RelayNode] = []
         self.initial: dict[str, dict[tuple[Value, ...], tuple[Value, ...]]] = {}
-        self.clocks_were_wrong = False
         # Clients whose file went back in time, and those that a copy was made of.
         self.rolled_back: set[str] = set()
         self.twins: set[str] = set()
-        self.unsettled: set[str] = set()
         self.rows_written = 0
         self.commits_when_quiet = 0
+        self.bytes_when_quiet = 0
         self.faults: dict[str, int] = {}
         self.checks: dict[str, int] = {}
         self.violations: list[Violation] = []
@@ -151,7 +154,7 @@ class World:
     @property
     def simulated_hours(self) -> float:
         """How long all replicas together have lived."""
-        return self.now() / 3600 * len(self.clients)
+        return sum(self.now() - client.born for client in self.clients) / 3600
 
     def true_ms(self) -> int:
         """The true time, in milliseconds since 1970."""
@@ -172,10 +175,10 @@ class World:
         """Whether an event of this world is not left out."""
         return self.settings.only is None or event in self.settings.only
 
-    def note_fault(self, name: str, chance: EventChance) -> None:
-        """Note that a fault begins."""
+    def note_fault(self, chance: EventChance) -> None:
+        """Note that a fault does harm from now on."""
+        name, _, _ = chance.event.partition(":")
         self.faults[name] = self.faults.get(name, 0) + 1
-        self.clocks_were_wrong |= name == "clock"
         self.history.strikes.append(Strike(chance.event, name, self.now(), chance.picked))
         self.note("fault", name)
 
@@ -219,6 +222,9 @@ class World:
             self.note("received", client.name, event.rows, event.applied)
         elif isinstance(event, Acknowledged):
             self.note("acknowledged", client.name, event.count)
+        elif isinstance(event, Refilling):
+            self.history.refills.setdefault(client.name, []).append(self.now())
+            self.note("refilling", client.name, event.rows)
 
     def died(self, client: Client) -> None:
         """A client's process has died; it is started again after a while."""
@@ -259,7 +265,19 @@ class World:
             self._store.close()
             self._store = None
         copy_files(backup, self.folder / "relay.db")
-        self.history.restored_at = self.now()
+        self._restored(backup)
+
+    def restore_store_under_relays(self, backup: Path) -> None:
+        """The same while relays run: to them it is a write like any other's."""
+        with (
+            closing(sqlite3.connect(backup)) as source,
+            closing(sqlite3.connect(self.folder / "relay.db")) as target,
+        ):
+            source.backup(target)
+        self._restored(backup)
+
+    def _restored(self, backup: Path) -> None:
+        self.history.restores.append(self.now())
         self.note("restored", backup.name)
 
     def add_copy(self, client: Client, chance: EventChance) -> None:
@@ -269,6 +287,8 @@ class World:
         )
         copy_files(client.path, copy.path)
         copy.clock = Clock(self.now, client.clock.offset_ms, client.clock.drift)
+        if client.name in self.history.wrong_clocks:
+            self.history.wrong_clocks.add(copy.name)
         self.clients.append(copy)
         self.rolled_back.add(copy.name)
         self.twins |= {client.name, copy.name}
@@ -305,6 +325,7 @@ class World:
             await self._heal()
             await self._come_to_rest()
             self._check(at_end=True)
+        self.note("contents", _digest(observe.stated(self.store)))
         became = conflicts.found(self)
         self._end()
         return Report(
@@ -359,15 +380,17 @@ class World:
 
     def _client(self, name: str, place: int) -> Client:
         chance = self.chance(name)
-        offset = chance.uniform(-300, 300)
+        lots = self.chance(f"{name} clock")
+        (offset,) = lots.choices(*zip(*CLOCKS_MS, strict=True))
         return Client(
             self,
             name,
             self.folder / f"{name}.db",
-            Clock(self.now, offset),
+            Clock(self.now, lots.uniform(-offset, offset)),
             chance,
             chance.choice(self.relays).name,
             place,
+            self.now(),
         )
 
     def _drawn_faults(self) -> list[str]:
@@ -419,7 +442,10 @@ class World:
         for client in self.clients:
             if not (client.up and self.has_table(client, APPEND_TABLE)):
                 continue
-            if observe.standing(client.app).loaded:
+            standing = observe.standing(client.app)
+            if not standing.queued:
+                client.settled_at = self.now()
+            if standing.loaded:
                 seen = self.history.keep(observe.elements(client.app, APPEND_TABLE))
                 self.history.reads.append(Read(client.name, client.session, self.now(), seen))
 
@@ -427,7 +453,8 @@ class World:
         for checker in self._checkers:
             if self.violations:
                 return
-            self.checks[checker.promise] = self.checks.get(checker.promise, 0) + 1
+            if at_end or checker.looks:
+                self.checks[checker.promise] = self.checks.get(checker.promise, 0) + 1
             for message in checker.at_end(self) if at_end else checker.during(self):
                 self.violations.append(Violation(checker.promise, self.now(), message))
                 self.note("violation", checker.promise, message)
@@ -437,6 +464,7 @@ class World:
         self.note("healed")
         self.network.heal()
         for relay in self.relays:
+            relay.heal()
             await self.start_relay(relay)
         for client in self.clients:
             if client.up:
@@ -451,7 +479,9 @@ class World:
             if all(self._rests(client) for client in self.clients):
                 break
         (head,) = self.store.execute("SELECT seq FROM _reunite_head").fetchone()
+        before = self.bytes_sent
         await asyncio.sleep(QUIET_SECONDS)
+        self.bytes_when_quiet = self.bytes_sent - before
         (later,) = self.store.execute("SELECT seq FROM _reunite_head").fetchone()
         self.commits_when_quiet = later - head
         self._look()
@@ -486,3 +516,7 @@ class World:
         said = f"{error!r} at {', '.join(places)}"
         self.violations.append(Violation(NO_CRASH, self.now(), said))
         self.note("violation", NO_CRASH, said)
+
+
+def _digest(documents: observe.Documents) -> str:
+    return hashlib.sha256(repr(sorted(documents.items())).encode()).hexdigest()

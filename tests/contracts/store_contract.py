@@ -40,6 +40,7 @@ from tests.contracts.pushes import (
 Opener: TypeAlias = Callable[[], AbstractAsyncContextManager[Store]]
 ALL = 1 << 30
 
+
 LIST = table("list", column("title"))
 TODO = table(
     "todo",
@@ -557,7 +558,7 @@ async def write(
         return transaction.now_ms
 
 
-async def accept(store: Store, replica: int, *numbers: int) -> None:
+async def accept(store: Store, replica: int, *numbers: int, token: bytes = b"token...") -> None:
     """Commit empty changesets of these numbers."""
     async with store.begin() as transaction:
         known: Awaitable[Mapping[int, Standing]] = transaction.standings([replica])
@@ -566,4 +567,4 @@ async def accept(store: Store, replica: int, *numbers: int) -> None:
         await store.greet(replica, 0, (), 0, b"")
     async with store.begin() as transaction:
         accepted = [Accepted(replica, number, nonce_of(replica, number)) for number in numbers]
-        await transaction.finish(b"token...", {}, accepted)
+        await transaction.finish(token, {}, accepted)

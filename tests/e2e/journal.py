@@ -94,7 +94,7 @@ def read_journals(client: str, paths: Sequence[Path]) -> Account:
                 case "ended" if line["event"] in open_by_event:
                     made, since = open_by_event.pop(line["event"])
                     made.outcome = Outcome(line["outcome"])
-                    made.doubtful = line["at"] - since > SLOW_SECONDS
+                    made.mistimed = line["at"] - since > SLOW_SECONDS
                 case "read":
                     account.reads.append(Read(client, 0, line["at"], frozenset(line["seen"])))
                 case "gave up":

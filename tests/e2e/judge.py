@@ -54,6 +54,7 @@ class ClosedClient:
     events: Sequence[Event]
     stopped: SyncError | None
     up: bool = True
+    session: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,9 @@ class Evidence:
     rows_written: int
     commits_when_quiet: int
     bytes_sent: int
+    bytes_when_quiet: int = 0
     rolled_back: Set[str] = frozenset()
     twins: Set[str] = frozenset()
-    unsettled: Set[str] = frozenset()
-    clocks_were_wrong: bool = False
 
     def tables(self) -> Sequence[Table]:
         """The schema's tables and the append-only lists."""

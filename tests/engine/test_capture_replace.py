@@ -6,7 +6,7 @@ import pytest
 
 from tests.engine.conftest import MakePeer
 from tests.engine.loopback import Relay
-from tests.engine.peer import Peer
+from tests.engine.peer import START_MS, Peer
 
 USERS = "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT, name TEXT, active INT DEFAULT 1)"
 PLAIN = "CREATE UNIQUE INDEX u ON users (email)"
@@ -105,6 +105,15 @@ def test_an_index_and_a_replace_before_the_next_fold_are_seen(
     peer = tracked(make_peer)
     peer.write(index, "INSERT OR REPLACE INTO users VALUES (3, 'a@x', 'Cy', 1)")
     assert_gone(peer, 1)
+
+
+def test_a_delete_has_its_own_time_where_vanished_rows_are_looked_for(make_peer: MakePeer) -> None:
+    peer = tracked(make_peer, EXPRESSION)
+    peer.write("DELETE FROM users WHERE id = 1", at=1_000)
+    peer.write("INSERT OR REPLACE INTO users VALUES (3, 'b@x', 'Cy', 1)", at=2_000)
+    peer.clock.ms = START_MS + 9_000
+    times = {entry.row.key: entry.recorded_ms - START_MS for entry in peer.fold()}
+    assert times == {1: 1_000, 2: 9_000, 3: 2_000}
 
 
 def test_an_upsert_edits_what_it_sets(make_peer: MakePeer) -> None:

@@ -240,6 +240,22 @@ def test_a_large_document_of_nested_values_is_refused_before_it_is_built(nested:
         decode(head + b"\x91\x08\x00\x91" + nested + b"x" * 100_000)
 
 
+@pytest.mark.parametrize("stamps", [1, 2, 3, 8])
+@pytest.mark.parametrize("columns", [1, 7, 8, 20, 60])
+def test_a_large_document_is_read_however_many_stamps_its_cells_have(
+    stamps: int, columns: int
+) -> None:
+    cells: dict[int, Register] = {
+        cell_key(number + 1): (
+            stamp(number % stamps + 1, 1),
+            "é" * 40_000 if number == 0 else number,
+        )
+        for number in reversed(range(columns))
+    }
+    document = Document(stamp(1, 1), stamp(stamps, 1), NEVER, cells)
+    assert decode(encode(document)) == document
+
+
 def test_a_document_after_one_that_could_not_be_encoded_is_whole() -> None:
     with pytest.raises(UnicodeEncodeError):
         encode(Document(STAMP, STAMP, NEVER, {8: (STAMP, "before \ud800")}))

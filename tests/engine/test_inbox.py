@@ -82,6 +82,27 @@ def test_nothing_is_pushed_before_the_first_load_is_whole(pair: tuple[Peer, Peer
     assert relay.stated("todo", 9) == {"title": "early"}
 
 
+def test_a_row_that_the_relay_took_holds_up_no_other(make_peer: MakePeer, relay: Relay) -> None:
+    """Both are there, as the relay knows nothing of this file's own index."""
+    a, b = make_peer(TODO), make_peer()
+    a.track("todo")
+    relay.sync(a, b)
+    a.write("CREATE UNIQUE INDEX own ON todo (title)")
+    link, other = relay.connect(a), relay.connect(b)
+    b.commit("INSERT INTO todo VALUES (2, 'x')")
+    a.commit("INSERT INTO todo VALUES (1, 'x')")
+    other.push()
+    link.deliver()
+    assert a.replica.standing().seq < relay.head
+    link.push()
+    link.deliver()
+    assert a.replica.standing().seq == relay.head
+    assert a.replica.standing().blocked == 1
+    a.commit("UPDATE todo SET title = 'y' WHERE id = 1")
+    relay.settle()
+    assert a.rows("SELECT * FROM todo") == b.rows("SELECT * FROM todo") == [(1, "y"), (2, "x")]
+
+
 def test_edits_made_during_a_load_are_kept(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     relay = Relay(page_rows=2)

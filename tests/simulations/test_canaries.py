@@ -21,9 +21,14 @@ SEED_BY_CANARY = {
     "fences-nobody": 31,
     "folds-against-the-document": 1,
     "shows-page-by-page": 3,
+    "goes-on-in-a-lost-history": 1,
 }
 # Worlds with all faults catch these too, but are slower.
-FAULTS_BY_CANARY = {"fences-nobody": "power", "keeps-its-replica-id": "copy"}
+FAULTS_BY_CANARY = {
+    "fences-nobody": "power",
+    "keeps-its-replica-id": "copy",
+    "goes-on-in-a-lost-history": "relay-restore",
+}
 
 
 @pytest.mark.parametrize(("name", "seed"), SEED_BY_CANARY.items())

@@ -1,56 +1,7 @@
 """What became of edits that did not know of each other, as a history tells it."""
 
-import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-
-from reunite.cells.register import Value
-from reunite.schema import Table, read_table
-from reunite_simulations.checkers import ObservedClient
 from reunite_simulations.conflicts import Conflicts, Merged, Overwritten, Side, found
-from reunite_simulations.history import History, Key, Outcome, Verb, Write
-
-ROW: dict[str, Value] = {"title": "t0", "note": "n0"}
-
-
-@dataclass
-class Told:
-    """A world of one row, whose history a test tells."""
-
-    store: sqlite3.Connection
-    history: History = field(default_factory=History)
-    clients: Sequence[ObservedClient] = ()
-    initial: Mapping[str, Mapping[Key, Sequence[Value]]] = field(
-        default_factory=lambda: {"todo": {(1,): tuple(ROW.values())}}
-    )
-    rolled_back: frozenset[str] = frozenset()
-    twins: frozenset[str] = frozenset()
-    unsettled: frozenset[str] = frozenset()
-    clocks_were_wrong: bool = False
-    rows_written: int = 0
-    commits_when_quiet: int = 0
-    bytes_sent: int = 0
-
-    def tables(self) -> Sequence[Table]:
-        return [read_table(self.store, "todo")]
-
-    def wrote(self, client: str, cells: Mapping[str, Value], before: Mapping[str, Value]) -> None:
-        """A client's update of the row, or its deletion when there are no cells."""
-        at = float(len(self.history.transactions) + 1)
-        made = self.history.begin(f"{client}:{at:g}", client, 0, at, own=True)
-        made.writes = [
-            Write(Verb.UPDATE if cells else Verb.DELETE, "todo", (1,), cells, {**ROW, **before})
-        ]
-        made.outcome = Outcome.RETURNED
-
-
-def told(**final: Value) -> Told:
-    """A world whose row has these values in the end; none when it was deleted."""
-    store = sqlite3.connect(":memory:")
-    store.execute("CREATE TABLE todo (id INTEGER PRIMARY KEY, title TEXT, note TEXT)")
-    if final:
-        store.execute("INSERT INTO todo VALUES (1, ?, ?)", tuple((ROW | final).values()))
-    return Told(store)
+from tests.simulations.told import told
 
 
 def test_edits_of_two_columns_that_did_not_know_of_each_other_are_merged() -> None:

@@ -131,6 +131,8 @@ def test_tables_that_are_tracked_while_a_description_is_unanswered_are_described
         (10_000, 10_000, 0),  # the relay's database was away, and the clocks agree
         (10_000, 0, 0),  # the answer was long on its way
         (200, 0, 0),
+        (10_000, -300, 0),  # so it was, and the clock is hardly wrong
+        (10_000, 10_300, 0),
         (200, -60_000, 60_100),
         (10_000, 70_000, -65_000),
     ],
@@ -142,5 +144,24 @@ def test_a_clock_is_wrong_when_waiting_does_not_explain_it(
     welcome = replace(WELCOME, sent_ms=START_MS, now_ms=START_MS + relay_ahead_ms)
     played.session.receive(encode(welcome), START_MS + waited_ms)
     assert not played.has_ended()
-    with peer.replica.transaction() as state:
-        assert state.meta.offset_ms == offset_ms
+    assert peer.replica.offset_ms() == offset_ms
+
+
+@pytest.mark.parametrize(
+    ("waited_ms", "relay_ahead_ms", "offset_ms"),
+    [
+        (30_000, -59_000, 60_100),  # the answer was long on its way
+        (30_000, -31_000, 60_100),  # the relay's database was away
+        (10_000, -2_000, 7_000),  # the clock was set, not quite right
+        (200, -61_500, 61_600),
+        (10_000, 3_000, 0),
+    ],
+)
+def test_what_is_known_of_a_clock_stands_while_waiting_explains_the_rest(
+    waited_ms: int, relay_ahead_ms: int, offset_ms: int, peer: Peer
+) -> None:
+    for waits_ms, ahead_ms in ((200, -60_000), (waited_ms, relay_ahead_ms)):
+        played = Played(peer)
+        welcome = replace(WELCOME, sent_ms=START_MS, now_ms=START_MS + ahead_ms)
+        played.session.receive(encode(welcome), START_MS + waits_ms)
+    assert peer.replica.offset_ms() == offset_ms

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from reunite.adopt import Choice
+from reunite.clock import OFFSET_MS_MIN
 from reunite.errors import FormatError, ProtocolError, SyncError, TableError
 from reunite.payload import StatedRows, Statement
 from reunite.replica import Outgoing, OutgoingRows, Replica
@@ -267,7 +268,9 @@ class ClientSession:
         )
 
     def _on_welcome(self, message: Welcome) -> None:
-        offset_ms = _offset_ms(message.sent_ms, message.now_ms, self._now_ms)
+        offset_ms = _offset_ms(
+            message.sent_ms, message.now_ms, self._now_ms, self._replica.offset_ms()
+        )
         if message.verdict == Verdict.LOST:
             rows = self._replica.refill(realm=message.realm, tables=message.tables)
             self._events.append(Refilling(rows))
@@ -390,13 +393,17 @@ class ClientSession:
         self._events.append(Ended(error, error.code in FATAL_CODES))
 
 
-def _offset_ms(sent_ms: int, relay_ms: int, received_ms: int) -> int:
+def _offset_ms(sent_ms: int, relay_ms: int, received_ms: int, known_ms: int) -> int:
     """How far our clock is ahead of the relay's, which was read between our two readings: about
-    halfway, yet near the end where the relay had to wait for its database. So a difference that the
-    waiting alone explains is none, or an outage would let our edits win for seconds."""
-    if sent_ms <= relay_ms <= received_ms:
-        return 0
-    return (sent_ms + received_ms) // 2 - relay_ms
+    halfway, yet near the end where the relay had to wait for its database, and near the beginning
+    where the answer was long on its way. So what was known before, or else that the clock is right,
+    stands while the waiting and the network's noise explain the difference: an outage would let our
+    edits win for seconds. What is new is wrong by half the waiting at most."""
+    least_ms, most_ms = sent_ms - relay_ms, received_ms - relay_ms
+    for offset_ms in (known_ms, 0):
+        if least_ms - OFFSET_MS_MIN < offset_ms < most_ms + OFFSET_MS_MIN:
+            return offset_ms
+    return (least_ms + most_ms) // 2
 
 
 def _stated(sections: Sequence[Section]) -> list[StatedRows]:

@@ -8,16 +8,20 @@ were left behind by a run (`tests/e2e/judge.py`).
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Final, Protocol
 
 from reunite.cells.register import Value
 from reunite.errors import SyncError
 from reunite.schema import Table
 from reunite_simulations import observe
 from reunite_simulations.history import History, Key
+from reunite_simulations.replaced import Rows
 from reunite_simulations.workload import APPEND_TABLE
 from reunite_transport.client_session import Event, GaveUp
+
+# A row costs some 30 microseconds to compare.
+ROWS_AT_EVERY_LOOK: Final = 300
 
 
 class ObservedClient(Protocol):
@@ -31,6 +35,11 @@ class ObservedClient(Protocol):
     @property
     def up(self) -> bool:
         """Whether `app` can be asked."""
+        ...
+
+    @property
+    def session(self) -> int:
+        """Which session of its user this is: another one after its file went back in time."""
         ...
 
     @property
@@ -83,16 +92,6 @@ class Observed(Protocol):
         ...
 
     @property
-    def unsettled(self) -> Set[str]:
-        """Names of clients whose documents say nothing yet."""
-        ...
-
-    @property
-    def clocks_were_wrong(self) -> bool:
-        """Whether stamps may differ from true time."""
-        ...
-
-    @property
     def rows_written(self) -> int:
         """By all clients together."""
         ...
@@ -100,6 +99,11 @@ class Observed(Protocol):
     @property
     def commits_when_quiet(self) -> int:
         """How many there were after nobody wrote any more."""
+        ...
+
+    @property
+    def bytes_when_quiet(self) -> int:
+        """How many bytes passed after nobody wrote any more."""
         ...
 
     @property
@@ -117,23 +121,54 @@ def rejections(world: Observed) -> list[tuple[str, Value, str, str]]:
     return [line for client in world.clients if client.up for line in observe.rejected(client.app)]
 
 
-def rejected_elements(world: Observed) -> set[str]:
-    """Elements of the append-only lists that were rejected anywhere, kept or told of."""
+def rejected_rows(world: Observed) -> set[tuple[str, str]]:
+    """The rows, by table and stored key, of which anything was rejected anywhere, kept or told
+    of."""
     told = {
-        str(key)
+        (table, str(key))
         for client in world.clients
         for event in client.events
         if isinstance(event, GaveUp)
         for table, key in event.rows
-        if table == APPEND_TABLE
     }
-    return told | {str(key) for table, key, _, _ in rejections(world) if table == APPEND_TABLE}
+    return told | {(table, str(key)) for table, key, _, _ in rejections(world)}
+
+
+def rejected_elements(world: Observed) -> set[str]:
+    """Elements of the append-only lists that were rejected anywhere."""
+    return {key for table, key in rejected_rows(world) if table == APPEND_TABLE}
+
+
+def rows_in_turn(world: Observed, look: int) -> Iterator[tuple[ObservedClient, Rows]]:
+    """All rows of clients that are up, by table, key and column: of everybody at each look, but of
+    those with many rows now and then, each in its turn."""
+    for place, client in enumerate(world.clients):
+        if not client.up or (look + place) % turns(client):
+            continue
+        yield (
+            client,
+            {
+                table.name: {
+                    key: dict(zip((column.name for column in table.cells), cells, strict=True))
+                    for key, cells in observe.rows(client.app, table).items()
+                }
+                for table in (observe.shared(client.app, each) for each in world.tables())
+                if table.columns and table.name != APPEND_TABLE
+            },
+        )
+
+
+def turns(client: ObservedClient) -> int:
+    """At which looks a client's rows are read, as reading all takes long: each so many."""
+    return 1 + observe.count_rows(client.app) // ROWS_AT_EVERY_LOOK
 
 
 class Checker(Protocol):
     """A promise, and how to see that it was broken."""
 
     promise: str
+    looks: bool
+    """Whether there is anything to see before the end."""
 
     def during(self, world: Observed) -> Iterable[str]:
         """What is wrong just now."""

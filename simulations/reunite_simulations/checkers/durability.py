@@ -4,7 +4,7 @@ Elements of the append-only lists are never deleted, so each must be where it be
 unless it was rejected or its file lost its end.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from reunite_simulations import observe
 from reunite_simulations.checkers import Observed, rejected_elements
@@ -14,12 +14,22 @@ from reunite_transport.client_session import Refilling
 
 
 class Durability:
-    """Every element that returned is in its file, and in the end at the relay."""
+    """Every element that returned is in its file, and in the end at the relay; there, too, what
+    was acknowledged and whose file was lost."""
 
     promise = "durability"
+    looks = True
+
+    def __init__(self) -> None:
+        self._acknowledged: dict[str, set[str]] = {}
+        self._restores = 0
 
     def during(self, world: Observed) -> Iterable[str]:
         """After any number of crashes, a file has what its app wrote."""
+        if len(world.history.restores) != self._restores:
+            # What only the lost part of the relay's history had is gone, unless a file has it.
+            self._restores = len(world.history.restores)
+            self._acknowledged.clear()
         owed = self._owed(world)
         for client in world.clients:
             if client.up and observe.has_table(client.app, APPEND_TABLE):
@@ -27,7 +37,12 @@ class Durability:
                 missing = owed.get(client.name, set()) - seen
                 if missing:
                     yield f"{client.name} lost {sorted(missing)[:3]}"
-            if world.history.restored_at < 0:
+                standing = observe.standing(client.app)
+                if standing.loaded and not standing.queued:
+                    self._acknowledged.setdefault(client.name, set()).update(
+                        seen & _written(world, client.name)
+                    )
+            if not world.history.restores:
                 # The files may well give it back; it was acknowledged all the same.
                 yield from (
                     f"the relay has lost what {client.name} knows of it, and nobody restored it"
@@ -38,9 +53,13 @@ class Durability:
     def at_end(self, world: Observed) -> Iterable[str]:
         """What was not rejected is at the relay."""
         seen = observe.elements(world.store, APPEND_TABLE)
+        rejected = rejected_elements(world)
         for client, owed in self._owed(world).items():
             if missing := owed - seen:
                 yield f"the relay lacks {sorted(missing)[:3]} of {client}"
+        for client, acknowledged in self._acknowledged.items():
+            if missing := acknowledged - rejected - seen:
+                yield f"the relay lacks {sorted(missing)[:3]}, which {client} was told it has"
 
     def _owed(self, world: Observed) -> dict[str, set[str]]:
         """By client, what returned and was not rejected."""
@@ -50,3 +69,13 @@ class Durability:
                 owed.setdefault(transaction.client, set()).update(transaction.appended)
         rejected = rejected_elements(world)
         return {client: elements - rejected for client, elements in owed.items()}
+
+
+def _written(world: Observed, client: str) -> Set[str]:
+    """All elements that a client's app has added, or may have."""
+    return {
+        element
+        for made in world.history.transactions
+        if made.client == client
+        for element in made.appended
+    }

@@ -10,6 +10,7 @@ class Liveness:
     """Nobody has stopped for good, nobody has anything left."""
 
     promise = "liveness"
+    looks = True
 
     def during(self, world: Observed) -> Iterable[str]:
         """A client that says it cannot go on, though nothing was asked of its user."""
@@ -30,5 +31,7 @@ class Liveness:
                 )
             if standing.seq != head:
                 yield f"{client.name} is at commit {standing.seq}, the relay at {head}"
-            if standing.blocked:
-                yield f"{client.name} has {standing.blocked} rows blocked"
+            # What a file's own rules refuse, which the relay does not have, stays blocked.
+            blocked = observe.blocked_tables(client.app)
+            if unruly := sorted(blocked - observe.tables_with_rules(client.app)):
+                yield f"{client.name} has {standing.blocked} rows blocked in {unruly}"

@@ -13,6 +13,7 @@ class ExactlyOnce:
     """No nonce was accepted twice, and numbers have no holes."""
 
     promise = "exactly-once effect"
+    looks = True
 
     def during(self, world: Observed) -> Iterable[str]:
         """Ask the store."""

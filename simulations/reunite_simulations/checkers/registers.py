@@ -1,30 +1,36 @@
-"""No lost update: an edit stays until somebody who saw it, or wrote later, replaces it.
+"""No lost update, and the later edit wins: of a cell, and of a row's life.
 
-An independent model of what a cell may hold in the end. It knows what each transaction wrote and
-had read, and when, by true time; nothing of stamps or documents. Workloads write a value only once,
-so the value that a cell has in the end names its write.
+An independent model of what the relay may hold in the end. It knows what each transaction wrote and
+had read, and when, by true time; nothing of stamps or documents. What a cell holds is what its last
+edit wrote, or another that may count as later: one that came no more than `CLOSE_SECONDS` before.
+And it is nothing that somebody had seen when he replaced it, whatever the clocks said; values that
+occur once name the write that they are of. A row is gone if its last deletion may count as later
+than its last edit, and is there if it is the other way round.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 from reunite.cells.register import Value, same
 from reunite.keys import stored_key
-from reunite.schema import Table, default_value
+from reunite.schema import Table, ascii_lower, default_value
 from reunite_simulations import observe
-from reunite_simulations.checkers import Observed, rejections
-from reunite_simulations.history import Key, Outcome, Transaction, Verb, Write
+from reunite_simulations.checkers import Observed, rejected_rows
+from reunite_simulations.history import Key, Outcome, Transaction, Verb, Write, net
 from reunite_simulations.workload import is_free, occurs_once
 
 # Two edits that are closer than this in true time may win in either order: measured clocks differ
 # by up to a second without being corrected.
 CLOSE_SECONDS: Final = 2.5
 
+_RowName: TypeAlias = tuple[str, Key]
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class _Edit:
-    """One write of one cell. `certain` when nobody may have lost or refused it."""
+    """One write of one cell, or of a row's life. `certain` when nobody may have lost or refused
+    it."""
 
     value: Value
     before: Value
@@ -38,139 +44,148 @@ class _Edit:
 
 @dataclass(slots=True)
 class _Row:
-    """All writes of one row."""
+    """All writes of one row. `timed` unless a clock that was wrong dated one of them."""
 
     edits: dict[str, list[_Edit]] = field(default_factory=dict)
-    deletes: list[tuple[Write, float, bool]] = field(default_factory=list)
-    inserted: bool = False
-    certain: bool = False
+    touches: list[_Edit] = field(default_factory=list)
+    deletes: list[_Edit] = field(default_factory=list)
+    timed: bool = True
 
 
 class Registers:
     """The final rows against the history."""
 
     promise = "no lost update"
+    looks = False
 
     def during(self, world: Observed) -> Iterable[str]:
         """Nothing before the end: whoever has not heard of an edit yet may hold an older one."""
         return ()
 
     def at_end(self, world: Observed) -> Iterable[str]:
-        """Every cell holds the value of an edit that no other replaced."""
-        rejected = {(table, str(key)) for table, key, _, _ in rejections(world)}
-        by_row: dict[tuple[str, Key], _Row] = {}
-        # What is captured at once and ends with a row's deletion is a deletion, whatever was edited
-        # before: one transaction of the engine's, or several of other programs.
-        deleted_by_strangers: set[tuple[str, str, Key]] = set()
-        for transaction in reversed(world.history.transactions):
-            if transaction.outcome is Outcome.REFUSED:
-                continue
-            deleted = set() if transaction.own else deleted_by_strangers
-            for write in reversed(list(_net(transaction.writes))):
-                row = by_row.setdefault((write.table, write.key), _Row())
-                captured = transaction.client, write.table, write.key
-                certain = transaction.outcome is Outcome.RETURNED and not transaction.doubtful
-                certain = certain and (write.table, str(stored_key(write.key))) not in rejected
-                certain = certain and captured not in deleted
-                if write.verb is Verb.DELETE:
-                    deleted.add(captured)
-                _note(row, write, transaction, certain)
-        for table in world.tables():
-            yield from self._table(world, table, by_row)
-
-    def _table(
-        self, world: Observed, table: Table, by_row: Mapping[tuple[str, Key], _Row]
-    ) -> Iterable[str]:
-        held = observe.rows(world.store, table)
-        initial = world.initial.get(table.name, {})
-        columns = [
-            (place, column.name, default_value(column))
-            for place, column in enumerate(table.cells)
-            if occurs_once(column) and is_free(table, column)
-        ]
-        for (name, key), row in by_row.items():
-            if name != table.name:
-                continue
-            values = held.get(key)
-            if values is None:
-                if row.certain and not row.deletes:
-                    yield f"{name} {key} is gone, and nobody deleted it"
-                continue
-            before = initial.get(key)
-            for place, column, default in columns:
-                # A column that was added later had nothing.
-                had = before is not None and place < len(before)
-                started = before[place] if before is not None and had else None
-                edits = row.edits.get(column, ())
-                yield from (
-                    f"{name} {key} {column}: {said}"
-                    for said in _cell(world, values[place], started, default, edits)
-                )
+        """Every row lives or not, and every cell holds a value, as the history allows."""
+        tables = {table.name: table for table in world.tables()}
+        rows = _rows(world, tables)
+        for table in tables.values():
+            held = observe.rows(world.store, table)
+            initial = world.initial.get(table.name, {})
+            for (name, key), row in rows.items():
+                if name != table.name:
+                    continue
+                said = _life(row, key in held)
+                if said is None and key in held:
+                    said = next(_cells(table, row, held[key], initial.get(key)), None)
+                if said is not None:
+                    yield f"{name} {key}{said}"
 
 
-def _net(writes: Sequence[Write]) -> Iterable[Write]:
-    """A transaction's writes with the successive edits of a row as one, and without what a cell
-    had before: what went back to that is no edit."""
-    found: list[Write] = []
-    place_by_row: dict[tuple[str, Key], int] = {}
-    for write in writes:
-        place = place_by_row.get((write.table, write.key))
-        earlier = None if place is None else found[place]
-        if write.verb is Verb.UPDATE and earlier is not None and earlier.verb is not Verb.DELETE:
-            assert place is not None
-            found[place] = replace(earlier, cells={**earlier.cells, **write.cells})
-        else:
-            place_by_row[write.table, write.key] = len(found)
-            found.append(write)
-    for write in found:
-        cells = {
-            column: value
-            for column, value in write.cells.items()
-            if column not in write.before or not same(value, write.before[column])
-        }
-        yield replace(write, cells=cells)
+def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Row]:
+    """What the history says of each row."""
+    rejected = rejected_rows(world)
+    rows: dict[_RowName, _Row] = {}
+    # What is captured at once and ends with a row's deletion is a deletion, whatever was edited
+    # before: one transaction of the engine's, or several of other programs.
+    deleted_by_strangers: set[tuple[str, str, Key]] = set()
+    for made in reversed(world.history.transactions):
+        if made.outcome is Outcome.REFUSED:
+            continue
+        deleted = set() if made.own else deleted_by_strangers
+        writes = list(net(made.writes))
+        gone = {ascii_lower(write.table) for write in writes if write.verb is Verb.DELETE}
+        for write in reversed(writes):
+            captured = made.client, write.table, write.key
+            certain = made.outcome is Outcome.RETURNED and not made.doubtful
+            certain = certain and (write.table, str(stored_key(write.key))) not in rejected
+            certain = certain and captured not in deleted
+            row = rows.setdefault((write.table, write.key), _Row())
+            row.timed = row.timed and not made.mistimed
+            if write.verb is Verb.DELETE:
+                deleted.add(captured)
+            # What a parent's deletion does to a child is dropped when the child had moved on.
+            parents = {ascii_lower(each.parent) for each in tables[write.table].foreign_keys}
+            _note(row, write, made, certain, derived=not parents.isdisjoint(gone))
+    return rows
 
 
-def _note(row: _Row, write: Write, made: Transaction, certain: bool) -> None:
+def _note(row: _Row, write: Write, made: Transaction, certain: bool, *, derived: bool) -> None:
+    def edit(value: Value, before: Value, had_row: bool, certain: bool) -> _Edit:
+        return _Edit(value, before, had_row, made.at, certain, made.doubtful, made.client)
+
     if write.verb is Verb.DELETE:
-        row.deletes.append((write, made.at, certain))
+        row.deletes.append(edit(None, None, True, certain and not derived))
         return
-    row.inserted = row.inserted or write.verb is Verb.INSERT
-    row.certain = row.certain or certain
     for column, value in write.cells.items():
-        edit = _Edit(
-            value,
-            write.before.get(column),
-            column in write.before,
-            made.at,
-            # Other programs may write NULL where it was before anybody looked.
-            certain and (made.own or value is not None),
-            made.doubtful,
-            made.client,
-        )
-        row.edits.setdefault(column, []).append(edit)
+        # Other programs may write NULL where it was before anybody looked.
+        known = certain and (value is not None or (made.own and not derived))
+        was = write.before.get(column)
+        row.edits.setdefault(column, []).append(edit(value, was, column in write.before, known))
+    shows = any(value is not None for value in write.cells.values())
+    touched = write.verb is Verb.INSERT or shows or (made.own and not derived)
+    row.touches.append(edit(None, None, True, certain and touched))
+
+
+def _life(row: _Row, held: bool) -> str | None:
+    """What is wrong with a row that is there, or is not."""
+    kept, lost = (row.touches, row.deletes) if held else (row.deletes, row.touches)
+    last = _last(lost)
+    if last is None or (row.timed and kept and _may_be_later(kept, last)):
+        return None
+    if not row.timed and kept:
+        return None
+    if held and not kept:
+        # It was there from the beginning, and nobody wrote it.
+        return f" is still there, and {last.client} deleted it at {last.at:.1f} s"
+    if held:
+        return f" is still there, and nobody wrote it after {last.client} deleted it"
+    return f" is gone, and nobody deleted it after {last.client} wrote it at {last.at:.1f} s"
+
+
+def _cells(
+    table: Table, row: _Row, values: Sequence[Value], initial: Sequence[Value] | None
+) -> Iterator[str]:
+    """What is wrong with the cells of a row that is there."""
+    for place, column in enumerate(table.cells):
+        edits = row.edits.get(column.name, [])
+        # A column that was added later had nothing.
+        started = initial[place] if initial is not None and place < len(initial) else None
+        names = occurs_once(column) and is_free(table, column)
+        said = _cell(row, values[place], started, default_value(column), edits, names)
+        if said is not None:
+            yield f" {column.name}: {said}"
 
 
 def _cell(
-    world: Observed, value: Value, started: Value, default: Value, edits: Sequence[_Edit]
-) -> Iterable[str]:
+    row: _Row,
+    value: Value,
+    started: Value,
+    default: Value,
+    edits: Sequence[_Edit],
+    names: bool,
+) -> str | None:
     # What many write says nothing of who wrote it.
-    if value is None or value == default:
-        return
-    own = [edit for edit in edits if edit.value == value]
-    if not own and value != started:
-        yield f"{value!r} was never written there"
-        return
-    edits = [edit for edit in edits if edit.certain]
-    if world.clocks_were_wrong and any(edit.doubtful for edit in own):
+    names = names and value is not None and not same(value, default)
+    own = [edit for edit in edits if same(edit.value, value)]
+    if names and not own and not same(value, started):
+        return f"{value!r} was never written there"
+    if not row.timed and any(edit.doubtful for edit in own):
         # Noticed for the first time once more, it was another edit, as late as a clock may say.
-        return
-    for edit in edits:
-        if edit.had_row and edit.before == value and edit.value != value:
-            yield f"{edit.value!r} of {edit.client} had seen {value!r}, which is still there"
-    if own and not world.clocks_were_wrong:
-        last = max(edit.at for edit in own)
+        return None
+    if names:
         for edit in edits:
-            if edit.at > last + CLOSE_SECONDS and edit.value != default:
-                yield f"{value!r} is older than {edit.value!r} of {edit.client}, and won"
-                return
+            if edit.certain and edit.had_row and same(edit.before, value):
+                return f"{edit.value!r} of {edit.client} had seen {value!r}, which is still there"
+    # A new row's columns at their default are below any edit, unless the row had been deleted.
+    stamped = [edit for edit in edits if edit.had_row or not same(edit.value, default)]
+    last = _last(stamped)
+    if last is None or not row.timed or same(value, last.value) or _may_be_later(own, last):
+        return None
+    return f"{value!r} is older than {last.value!r} of {last.client} at {last.at:.1f} s, and won"
+
+
+def _last(edits: Iterable[_Edit]) -> _Edit | None:
+    """The last certain one."""
+    return max((edit for edit in edits if edit.certain), key=lambda each: each.at, default=None)
+
+
+def _may_be_later(some: Iterable[_Edit], other: _Edit) -> bool:
+    return any(edit.at > other.at - CLOSE_SECONDS for edit in some)

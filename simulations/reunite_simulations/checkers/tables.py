@@ -1,21 +1,18 @@
 """Table == document: every row of a tracked table equals its document, or the image kept of it."""
 
 from collections.abc import Iterable, Iterator
-from typing import Final
 
 from reunite.keys import pack_key
 from reunite.verify import verify
 from reunite_simulations import observe
-from reunite_simulations.checkers import Observed, ObservedClient
-
-# A row costs some 30 microseconds to compare.
-ROWS_AT_EVERY_LOOK: Final = 300
+from reunite_simulations.checkers import Observed, ObservedClient, turns
 
 
 class Tables:
     """On clients at all times, by the check that users have; at the relay by rows and lives."""
 
     promise = "table == document"
+    looks = True
 
     def __init__(self) -> None:
         self._looks = 0
@@ -24,10 +21,8 @@ class Tables:
         """Every client that is up; of those with many rows some at each look, in turn."""
         self._looks += 1
         for place, client in enumerate(world.clients):
-            if client.up:
-                turns = 1 + observe.count_rows(client.app) // ROWS_AT_EVERY_LOOK
-                if (self._looks + place) % turns == 0:
-                    yield from _differences(client)
+            if client.up and (self._looks + place) % turns(client) == 0:
+                yield from _differences(client)
 
     def at_end(self, world: Observed) -> Iterable[str]:
         """Clients and the relay."""

@@ -13,6 +13,7 @@ from reunite.errors import TableError
 from reunite.schema import Table
 from reunite_transport.messages import Section, Verdict
 from reunite_transport.relay.history import compared
+from reunite_transport.relay.memory import Memory
 from reunite_transport.relay.registry import Registered, grow, ordered
 from reunite_transport.relay.store import (
     Accepted,
@@ -22,6 +23,7 @@ from reunite_transport.relay.store import (
     RowId,
     Standing,
     StoreError,
+    WentBack,
 )
 
 START_MS = 1_700_000_000_000
@@ -47,6 +49,7 @@ class MemoryStore:
         self._standings: dict[int, Standing] = {}
         self._changesets: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._head_lock = asyncio.Lock()
+        self._memory = Memory(None)
         self._grow(tables)
 
     async def registry(self) -> tuple[Table, ...]:
@@ -69,7 +72,9 @@ class MemoryStore:
     ) -> Greeting:
         """Raise the term and compare histories."""
         self._fail()
+        memory = self._memory
         async with self._head_lock:
+            self._check(memory)
             standing = self._standings.get(replica, Standing(0, 0))
             known_commit = any(t == token for at, t in self.token_by_seq.items() if at >= seq)
             if not known_commit or acknowledged > standing.last:
@@ -88,13 +93,16 @@ class MemoryStore:
     async def begin(self) -> AsyncIterator["MemoryTransaction"]:
         """Start a commit, under the head lock."""
         self._fail()
+        memory = self._memory
         async with self._head_lock:
             self.began.set()
             await self.gate.wait()
+            self._check(memory)
             transaction = MemoryTransaction(self, self._head + 1, self.now_ms)
             yield transaction
             self._fail()
             transaction.apply()
+            self._check(memory)
         if self.lost_answers:
             self.lost_answers -= 1
             raise StoreError("the connection went away as the commit was answered")
@@ -102,6 +110,7 @@ class MemoryStore:
     async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
         """The next rows of the feed."""
         self._fail()
+        self._check(self._memory)
         after = (seq, int.from_bytes(within[:4], "big"), within[4:]) if within else (seq, 1 << 32)
         places = sorted(
             (place, document)
@@ -123,11 +132,13 @@ class MemoryStore:
         return FeedPage(sections, end, mark, False, self.token_by_seq[self._head])
 
     def forget(self) -> None:
-        """Nothing is remembered."""
+        """Remember nothing of the history so far."""
+        self._memory = Memory(None)
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit."""
         self._fail()
+        self._check(self._memory)
         return self._head, self.token_by_seq[self._head]
 
     async def close(self) -> None:
@@ -138,6 +149,10 @@ class MemoryStore:
         for later in range(seq + 1, self._head + 1):
             del self.token_by_seq[later]
         self.documents = {row: kept for row, kept in self.documents.items() if kept[0] <= seq}
+
+    def commit_elsewhere(self) -> None:
+        """Commit nothing, as another relay."""
+        self.token_by_seq[self._head + 1] = b"elsewher"
 
     def come_back(self) -> None:
         """Stop failing."""
@@ -150,6 +165,11 @@ class MemoryStore:
     def _fail(self) -> None:
         if self.failing is not None:
             raise self.failing
+
+    def _check(self, memory: Memory[None]) -> None:
+        if self.token_by_seq.get(memory.seq) != memory.token:
+            raise WentBack
+        memory.saw(self._head, self.token_by_seq[self._head])
 
     def _grow(self, tables: Sequence[Table]) -> None:
         growth = grow(list(self._registered.values()), tables)

@@ -127,13 +127,13 @@ steps = st.one_of(
 def test_a_client_hears_of_every_commit_once_and_in_order(
     schedule: list[tuple[object, ...]],
 ) -> None:
-    realm, hub = Realm(), Hub(head=0, token=b"", registry=())
+    realm, hub = Realm(), Hub(head=0, registry=())
     models = {replica: Model(hub, replica) for replica in REPLICAS}
     shared = b"shared"
 
     def look(in_flight: bytes | None = None) -> None:
         found = token(realm.head) if realm.head else b""
-        hub.observe(realm.head, found, since=hub.head, in_flight=in_flight)
+        hub.observe(realm.head, found, in_flight=in_flight)
 
     for step in schedule:
         match step:

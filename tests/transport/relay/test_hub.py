@@ -22,7 +22,7 @@ from tests.transport.relay.clients import TODO, Client
 
 
 def a_hub(head: int = 10) -> Hub:
-    return Hub(head=head, token=token(head), registry=(TODO,))
+    return Hub(head=head, registry=(TODO,))
 
 
 def token(seq: int) -> bytes:
@@ -137,9 +137,9 @@ def test_a_commit_of_another_relay_is_pulled() -> None:
     hub = a_hub()
     client = Client(hub, 1).live()
     client.frames()
-    assert hub.observe(12, token(12), since=10, in_flight=None)
+    assert hub.observe(12, token(12), in_flight=None)
     assert client.hear() == [Behind(12)]
-    assert not hub.observe(12, token(12), since=12, in_flight=None)
+    assert not hub.observe(12, token(12), in_flight=None)
     # Ours came before theirs, and is published after it was seen.
     publish(hub, 11, row(b"k"), by={client: [1]})
     assert client.hear() == [Known(((1, 11),))]
@@ -150,10 +150,10 @@ def test_a_commit_under_way_is_not_mistaken_for_another_relays() -> None:
     hub = a_hub()
     client = Client(hub, 1).live()
     client.frames()
-    assert not hub.observe(11, token(11), since=10, in_flight=token(11))
+    assert not hub.observe(11, token(11), in_flight=token(11))
     publish(hub, 11, row(b"k"))
     assert seqs(client) == [11]
-    assert hub.observe(13, token(13), since=11, in_flight=token(13))
+    assert hub.observe(13, token(13), in_flight=token(13))
     assert client.hear() == [Behind(12)]
     client.live(12)
     publish(hub, 13, row(b"k"))
@@ -165,21 +165,29 @@ def test_an_old_reading_of_the_head_changes_nothing() -> None:
     client = Client(hub, 1).live()
     publish(hub, 11, row(b"k"))
     client.frames()
-    assert not hub.observe(10, token(10), since=10, in_flight=None)
+    assert not hub.observe(10, token(10), in_flight=None)
     assert client.hear() == []
     assert hub.head == 11
 
 
-@pytest.mark.parametrize(("seq", "found"), [(9, token(9)), (10, b"another8")])
-def test_a_database_that_went_back_ends_all_sessions(seq: int, found: bytes) -> None:
+def test_a_database_that_went_back_ends_all_sessions_and_begins_anew() -> None:
     hub = a_hub()
     client = Client(hub, 1).live()
+    publish(hub, 11, row(b"lost"))
     client.frames()
-    assert hub.observe(seq, found, since=10, in_flight=None)
+    hub.go_back()
     (error,) = client.hear()
     assert isinstance(error, Error)
     assert error.code == "restored"
-    assert hub.head == seq
+    assert client.woken
+    assert (hub.head, hub.registry, hub.history) == (0, (), 1)
+    # What others wrote over the lost numbers is not sent from memory.
+    again = Client(hub, 1, term=2).live(10)
+    assert hub.observe(11, b"another8", in_flight=None)
+    assert isinstance(again.hear()[-1], Behind)
+    again.live(11)
+    publish(hub, 12, row(b"k"))
+    assert seqs(again)[-1:] == [12]
 
 
 def test_a_gap_between_own_commits_is_pulled() -> None:

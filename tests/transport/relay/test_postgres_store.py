@@ -1,7 +1,7 @@
 """The Postgres store keeps the contract, and what is Postgres's own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from reunite.schema import Column, ForeignKey, Table, quoted
 from reunite_transport.relay.postgres_store import PostgresStore, open_postgres
 from reunite_transport.relay.store import Busy, RowChange, RowId, StoreError, Violation
 from tests.contracts.pushes import PERSON, A, at, column, deleted, edited, inserted, row, table
+from tests.contracts.restore_contract import Outside, RestoreContract
 from tests.contracts.store_contract import Opener, StoreContract, write
 
 
@@ -36,10 +37,19 @@ async def backend(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]
         await connection.close()
 
 
-class TestPostgresStore(StoreContract):
+class TestPostgresStore(StoreContract, RestoreContract):
     @pytest.fixture
     def opener(self, postgres_url: str) -> Opener:
         return lambda: opened(postgres_url)
+
+    @pytest.fixture
+    def outside(self, postgres_url: str) -> Outside:
+        @asynccontextmanager
+        async def transaction() -> AsyncIterator[Callable[[str], Awaitable[object]]]:
+            async with backend(postgres_url) as connection, connection.transaction():
+                yield connection.execute
+
+        return transaction
 
 
 def test_two_relays_that_open_one_empty_database_at_once_share_a_realm(postgres_url: str) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -23,9 +23,11 @@ from reunite_transport.messages import (
     Commit,
     Pull,
     Reached,
+    Verdict,
+    Welcome,
 )
 from reunite_transport.relay.server import Relay, serve
-from reunite_transport.relay.store import FeedPage, StoreError
+from reunite_transport.relay.store import FeedPage, Greeting, StoreError
 from tests.transport.relay.clients import TODO, hello, push, todo
 from tests.transport.relay.memory_store import MemoryStore
 from tests.transport.relay.sockets import QUICK, World, health, http_url, running
@@ -143,6 +145,96 @@ def test_a_restored_database_ends_the_sessions_that_know_better() -> None:
             await client.next(Commit)
             world.store.restore(0)
             assert await client.error() == "restored"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("asked", ["look", "hello", "pull", "push"])
+def test_whoever_asks_first_of_a_database_that_went_back_ends_all_sessions(asked: str) -> None:
+    """Also when another relay has committed over the lost numbers."""
+
+    async def scenario() -> None:
+        seldom = QUICK if asked in ("look", "push") else replace(QUICK, poll_seconds=60.0)
+        async with running(limits=seldom) as world:
+            author, reader = await world.live(1), await world.live(2)
+            loading = await world.connect()
+            await loading.greet(hello(3))
+            await author.say(push(1, todo(1, 1, "milk")))
+            for client in (author, reader):
+                await client.next(Commit)
+            world.store.restore(0)
+            for _ in range(3):
+                world.store.commit_elsewhere()
+            match asked:
+                case "hello":
+                    lost = replace(hello(4), seq=1, token=b"lost....")
+                    late = await world.connect()
+                    assert (await late.greet(lost)).verdict is Verdict.LOST
+                case "pull":
+                    await loading.say(Pull(0, b""))
+                case "push":
+                    await reader.say(push(1, todo(2, 2, "bread")))
+            for client in (author, reader, loading):
+                assert await client.error() == "restored"
+            again = await world.live(5)
+            await again.say(replace(push(1, todo(5, 5, "bread")), nonce=b"another8"))
+            assert (await again.next(Commit)).seq == 4
+
+    asyncio.run(scenario())
+
+
+def test_what_is_queued_is_not_committed_to_another_history() -> None:
+    """There the tables that it names may have other numbers."""
+
+    async def scenario() -> None:
+        async with running(limits=replace(QUICK, poll_seconds=60.0)) as world:
+            client, service = await world.live(1), world.relay.service
+            await client.say(push(1, todo(1, 1, "milk")))
+            await client.next(Commit)
+            world.store.gate.clear()
+            world.store.began.clear()
+            await client.say(push(2, todo(1, 2, "bread")))
+            await world.store.began.wait()
+            world.store.restore(0)
+            world.store.commit_elsewhere()
+            assert await service.look() == 1
+            assert service.flusher.queued_bytes == 0
+            world.store.gate.set()
+            assert await client.error() == "restored"
+            assert len(world.store.documents) == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_of_a_lost_history_is_asked_for_again() -> None:
+    """The Hello was compared with a history that was lost before the answer came."""
+
+    class Slow(MemoryStore):
+        answered = asyncio.Event()
+        released = asyncio.Event()
+
+        async def greet(
+            self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
+        ) -> Greeting:
+            greeting = await super().greet(replica, acknowledged, nonces, seq, token)
+            if seq:
+                self.answered.set()
+                await self.released.wait()
+            return greeting
+
+    async def scenario() -> None:
+        async with running(store=Slow(TODO)) as world:
+            assert isinstance(world.store, Slow)
+            author, slow = await world.live(1), await world.connect()
+            await author.say(push(1, todo(1, 1, "milk")))
+            token = (await author.next(Commit)).token
+            await slow.say(replace(hello(2), seq=1, token=token))
+            await world.store.answered.wait()
+            world.store.restore(0)
+            world.store.commit_elsewhere()
+            assert await author.error() == "restored"
+            world.store.released.set()
+            assert (await slow.next(Welcome)).verdict is Verdict.LOST
 
     asyncio.run(scenario())
 

@@ -31,6 +31,7 @@ from tests.contracts.pushes import (
     inserted,
     row,
 )
+from tests.contracts.restore_contract import Outside, RestoreContract
 from tests.contracts.store_contract import ALL, LIST, TODO, Opener, StoreContract, write
 
 NOW = 1_700_000_000_000
@@ -67,10 +68,25 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "relay.db"
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(StoreContract, RestoreContract):
     @pytest.fixture
     def opener(self, path: Path) -> Opener:
         return lambda: opened(path)
+
+    @pytest.fixture
+    def outside(self, path: Path) -> Outside:
+        @asynccontextmanager
+        async def transaction() -> AsyncIterator[Callable[[str], Awaitable[object]]]:
+            with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+
+                async def execute(statement: str) -> object:
+                    return connection.execute(statement)
+
+                connection.execute("BEGIN IMMEDIATE")
+                yield execute
+                connection.execute("COMMIT")
+
+        return transaction
 
 
 # Opening.

@@ -10,9 +10,10 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from reunite.errors import FormatError, ProtocolError, TableError
+from reunite.schema import Table
 from reunite_transport.messages import FRAME_BYTES_GOAL, Hello, Verdict
 from reunite_transport.relay.hub import Member
-from reunite_transport.relay.store import StoreError, Violation
+from reunite_transport.relay.store import Greeting, StoreError, Violation
 from reunite_transport.relay_session import (
     BarrierRequested,
     Closed,
@@ -188,21 +189,21 @@ class Connection:
                 "this file was synced with another realm; sync it there, or start from a new file",
             )
             return
-        greeting = await relay.ask(
-            lambda: store.greet(
+
+        async def compared() -> tuple[Greeting, tuple[Table, ...]]:
+            greeting = await store.greet(
                 hello.replica, hello.acknowledged, hello.nonces, hello.seq, hello.token
             )
-        )
+            return greeting, await store.registry()
+
+        # One question, as nothing may come between the answer and the hub's knowing of the session.
+        greeting, registry = await relay.ask(compared)
         if greeting.verdict is Verdict.LOST:
             _log.warning(
                 "replica %x knows commit %s, which is not here: the database was restored",
                 *(hello.replica, hello.seq),
             )
-            # What this process remembers may be of the history that was lost.
-            store.forget()
-            relay.hub.registry = ()
-            await relay.ask(relay.look)
-        relay.hub.grow(await relay.ask(store.registry))
+        relay.hub.grow(registry)
         self.session.welcome(greeting, realm=store.realm, registry=relay.hub.registry)
         if self.session.closed:
             return

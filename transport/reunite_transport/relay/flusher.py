@@ -3,7 +3,8 @@
 It takes what is queued, up to bounds, as one batch, has `commit_batch` decide it in one
 transaction, and hands the outcome to the hub. Each client's changesets stay in their order; a
 client whose changeset is postponed waits alone, for longer each time. A database that fails or
-goes away is tried again with the same back-off, and connections stay.
+goes away is tried again with the same back-off, and connections stay. One that went back to an
+earlier state fails, too, until `service` has noticed and has all that is queued dropped.
 
 An attempt that failed may have been committed all the same, its answer lost. Tried again, its
 changesets are duplicates then, which `commit_batch` ignores; their authors connect again, and the
@@ -144,6 +145,12 @@ class Flusher:
         if line is not None:
             self._shrink(line, line.size)
 
+    def forget_all(self) -> None:
+        """Drop what everybody has queued: it was made for another history of the database, in which
+        tables may have other numbers."""
+        for member in list(self._line_by_member):
+            self.forget(member)
+
     async def wait_for_room(self, member: Member) -> None:
         """Return once this member may push more: the queue is below its limit, or the member's
         part of it is small. So one client, postponed for long, does not hold up the others."""
@@ -211,18 +218,12 @@ class Flusher:
         changesets = [queued.changeset for _, taken in batch for queued in taken]
         self.in_flight = token = self._new_token()
         self.in_flight_since = asyncio.get_running_loop().time()
-        since = self._hub.head
+        history = self._hub.history
         try:
             outcome = await self._commit(self._store, changesets, token)
-            if outcome.seq is not None and outcome.seq <= since:
-                # The database went back while we looked elsewhere: what the sessions know is of
-                # another history, so nothing of this one may be said in it.
-                self._store.forget()
-                self._hub.go_back(outcome.seq, outcome.token)
-                for line, _ in batch:
-                    self._end(line)
-                return
-            self._deliver(batch, outcome)
+            # What was committed to a history that is lost meanwhile is lost with it.
+            if self._hub.history == history:
+                self._deliver(batch, outcome)
         except StoreError as error:
             _log.warning("a batch of %d changesets is tried again: %s", len(changesets), error)
             self._try_again(batch)

@@ -67,11 +67,13 @@ class _Recent:
 class Hub:
     """All greeted sessions of this process, by replica."""
 
-    def __init__(self, *, head: int, token: bytes, registry: Sequence[Table]) -> None:
-        """Start at the store's head (`head`, `token`) with its registry."""
+    def __init__(self, *, head: int, registry: Sequence[Table]) -> None:
+        """Start at the store's head with its registry."""
         self.head = head
+        """The last commit known here; the store may be ahead."""
         self.registry = tuple(registry)
-        self._token: bytes | None = token
+        self.history = 0
+        """How often the database went back. What was asked before that is not answered after."""
         self._member_by_replica: dict[int, Member] = {}
         self._recent: deque[_Recent] = deque()
         self._recent_bytes = 0
@@ -141,35 +143,30 @@ class Hub:
             session.commit(session.live_at + 1, frame, self.head)
         member.wake()
 
-    def observe(self, seq: int, token: bytes, *, since: int, in_flight: bytes | None) -> bool:
-        """Learn what the store said its head was, asked when this hub's was `since`; `in_flight`
-        is the token of this process's own commit under way, which `publish` will bring. True when
-        others committed.
-
-        A head that went back, or another commit under the same number, is a restored database:
-        all sessions end, and their next Hello tells them what to do. What was read of the
-        registry does not count any more.
-        """
-        if seq < since or (seq == self.head and self._token not in (None, token)):
-            self.go_back(seq, token)
-            return True
-        known_token: bytes | None = token
+    def observe(self, seq: int, token: bytes, *, in_flight: bytes | None) -> bool:
+        """Learn what the store said its head is; `in_flight` is the token of this process's own
+        commit under way, which `publish` will bring. True when others committed."""
         if token == in_flight:
-            seq, known_token = seq - 1, None
+            seq -= 1
         if seq <= self.head:
             return False
         self._forget_recent()
-        self.head, self._token = seq, known_token
+        self.head = seq
         for member in self._members():
             member.session.behind(seq)
             member.wake()
         return True
 
-    def go_back(self, seq: int, token: bytes) -> None:
-        """The database was restored, and its head is this one now."""
-        self._end_all("restored", "the relay's database went back to an earlier state")
+    def go_back(self) -> None:
+        """The database was restored: all sessions end, and their next Hello tells them what to do.
+        Head and registry are unknown until somebody looks."""
+        for member in self._members():
+            self.leave(member)
+            member.session.error("restored", "the relay's database went back to an earlier state")
+            member.wake()
         self._forget_recent()
-        self.head, self._token, self.registry = seq, token, ()
+        self.head, self.registry = 0, ()
+        self.history += 1
 
     # All else
 
@@ -204,12 +201,6 @@ class Hub:
         member.session.error("internal", message)
         member.wake()
 
-    def _end_all(self, code: str, message: str) -> None:
-        for member in self._members():
-            self.leave(member)
-            member.session.error(code, message)
-            member.wake()
-
     def _members(self) -> list[Member]:
         return list(self._member_by_replica.values())
 
@@ -221,7 +212,7 @@ class Hub:
             return  # a later commit was seen first: sessions are past this one already
         if commit.seq != self.head + 1:
             self._forget_recent()
-        self.head, self._token = commit.seq, commit.token
+        self.head = commit.seq
         self._recent.append(commit)
         self._recent_bytes += commit.size
         while len(self._recent) > RECENT_MAX or self._recent_bytes > RECENT_BYTES_MAX:

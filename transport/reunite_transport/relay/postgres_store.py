@@ -23,6 +23,7 @@ from reunite.errors import FormatError, TableError
 from reunite.schema import Table, quoted
 from reunite_transport.messages import Section, Verdict
 from reunite_transport.relay.history import compared
+from reunite_transport.relay.memory import Memory
 from reunite_transport.relay.postgres_bookkeeping import (
     Connection,
     OwnTables,
@@ -41,7 +42,7 @@ from reunite_transport.relay.postgres_registry import read_registry
 from reunite_transport.relay.postgres_rows import RowWriter
 from reunite_transport.relay.postgres_transaction import PostgresTransaction
 from reunite_transport.relay.registry import Registered, grow, ordered
-from reunite_transport.relay.store import FeedPage, Greeting, StoreError
+from reunite_transport.relay.store import FeedPage, Greeting, StoreError, WentBack
 
 # Under the head a lock is waited for this long only: everybody else waits behind it.
 LOCK_WAIT_MS: Final = 50
@@ -120,8 +121,7 @@ class PostgresStore:
         self._pool = pool
         self._connection = connection
         self._turn = asyncio.Lock()
-        self._writer = RowWriter(schema, ())
-        self._registry_seen = 0
+        self._memory = Memory(RowWriter(schema, ()))
         schema_setting = quoted(schema).replace("'", "''")
         self._begin = (
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
@@ -137,15 +137,18 @@ class PostgresStore:
 
     async def registry(self) -> tuple[Table, ...]:
         """All tables, numbered, parents before children; read again only when it has grown."""
+        memory = self._memory
         async with self._reading() as reader:
-            version = await reader.fetchval(f"SELECT registry FROM {self._own.head}")
-            if version != self._registry_seen:
-                self._learn(version, await read_registry(reader, self._own))
-        return self._writer.tables
+            head = await self._head(reader, memory)
+            if head["registry"] != memory.registry:
+                registered = await read_registry(reader, self._own)
+                memory.read(head["registry"], self._writer(registered))
+        return memory.writer.tables
 
     async def describe(self, tables: Sequence[Table], *, create: bool) -> tuple[Table, ...]:
         """Register and create what is new; see the contract. Kept cells of a column that was
         unknown so far are not written to the table until their rows are edited."""
+        memory = self._memory
         async with self._reading() as reader:
             known = await read_registry(reader, self._own)
         growth = grow(known, tables)
@@ -157,26 +160,27 @@ class PostgresStore:
                 "is not in the realm, or lacks columns there, and this relay creates none",
             )
         async with self._turn:
-            return await _to_its_end(self._grow(tables))
+            return await _to_its_end(self._grow(memory, tables))
 
-    async def _grow(self, tables: Sequence[Table]) -> tuple[Table, ...]:
-        async with self._locked(ALTER_WAIT_MS) as (connection, head):
+    async def _grow(self, memory: Memory[RowWriter], tables: Sequence[Table]) -> tuple[Table, ...]:
+        async with self._locked(memory, ALTER_WAIT_MS) as (connection, head):
             with translated():
                 known = await read_registry(connection, self._own)
                 growth = grow(known, tables)
                 await create_growth(connection, self._own, known, growth)
                 await connection.execute(f"UPDATE {self._own.head} SET registry = registry + 1")
         by_id = {entry.table.id: entry for entry in (*known, *growth.registered)}
-        self._learn(head["registry"] + 1, list(by_id.values()))
-        return self._writer.tables
+        memory.read(head["registry"] + 1, self._writer(list(by_id.values())))
+        return memory.writer.tables
 
     async def greet(
         self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
     ) -> Greeting:
         """Raise the replica's term and compare histories; see the contract."""
+        memory = self._memory
         async with self._turn:
             greeting = await _to_its_end(
-                self._greet(replica, acknowledged, nonces, seq=seq, token=token)
+                self._greet(memory, replica, acknowledged, nonces, seq=seq, token=token)
             )
         async with self._reading() as reader:
             # Only a first load is long; counting ends where a progress bar would stop to matter.
@@ -189,10 +193,17 @@ class PostgresStore:
         return replace(greeting, rows=rows)
 
     async def _greet(
-        self, replica: int, acknowledged: int, nonces: Sequence[bytes], *, seq: int, token: bytes
+        self,
+        memory: Memory[RowWriter],
+        replica: int,
+        acknowledged: int,
+        nonces: Sequence[bytes],
+        *,
+        seq: int,
+        token: bytes,
     ) -> Greeting:
         own = self._own
-        async with self._locked(LOCK_WAIT_MS) as (connection, head):
+        async with self._locked(memory, LOCK_WAIT_MS) as (connection, head):
             with translated():
                 known_commit = seq == 0 or await connection.fetchval(
                     f"SELECT true FROM {own.commits} WHERE seq >= $1 AND token = $2", seq, token
@@ -229,22 +240,25 @@ class PostgresStore:
     async def begin(self) -> AsyncIterator["PostgresTransaction"]:
         """Start a commit. When the connection is lost as the block ends, the commit may have
         happened: the numbers that the store holds then say so."""
+        memory = self._memory
         with suppress(_Unfinished):
-            async with self._turn, self._locked(LOCK_WAIT_MS) as (connection, head):
-                if head["registry"] != self._registry_seen:
+            async with self._turn, self._locked(memory, LOCK_WAIT_MS) as (connection, head):
+                if head["registry"] != memory.registry:
                     with translated():
-                        self._learn(head["registry"], await read_registry(connection, self._own))
+                        registered = await read_registry(connection, self._own)
+                    memory.read(head["registry"], self._writer(registered))
                 transaction = PostgresTransaction(
                     connection,
                     self._own,
-                    self._writer,
+                    memory.writer,
                     relay=self.replica,
                     seq=head["seq"] + 1,
                     now_ms=head["now_ms"],
                 )
                 yield transaction
-                if not transaction.finished:
+                if transaction.token is None:
                     raise _Unfinished
+            memory.saw(transaction.seq, transaction.token)
 
     async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
         """The next rows of the feed. Raises FormatError for a `within` that is not of a page."""
@@ -255,14 +269,18 @@ class PostgresStore:
             table, key = int.from_bytes(within[:_TABLE_BYTES], "big"), within[_TABLE_BYTES:]
             if table > _LAST_TABLE:
                 raise FormatError("not a place in the feed")
+        memory = self._memory
         async with self._reading() as reader:
             rows = await reader.fetch(
-                _PAGE.format(own=self._own), seq, table, key, rows_max, bytes_max
+                _PAGE.format(own=self._own),
+                *(memory.seq, memory.token, memory.registry),
+                *(seq, table, key, rows_max, bytes_max),
             )
         head = rows[0]
+        _check(memory, head)
         rows = [row for row in rows if row["tbl"] is not None]
         complete = not rows or len(rows) == rows[0]["found"]
-        end = head["head_seq"] if complete else rows[-1]["seq"]
+        end = head["seq"] if complete else rows[-1]["row_seq"]
         sections = tuple(
             _section(table_id, list(run)) for table_id, run in groupby(rows, lambda row: row["tbl"])
         )
@@ -272,15 +290,15 @@ class PostgresStore:
         return FeedPage(sections, end, within, complete, bytes(head["token"]))
 
     def forget(self) -> None:
-        """Read the registry again; see the contract."""
-        self._registry_seen = 0
+        """Remember nothing of the history so far; see the contract."""
+        self._memory = Memory(self._writer(()))
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit's (seq, token)."""
+        memory = self._memory
         async with self._reading() as reader:
-            row = await reader.fetchrow(f"SELECT seq, token FROM {self._own.head}")
-        assert row is not None, "bootstrap made the head"
-        return row["seq"], bytes(row["token"])
+            head = await self._head(reader, memory)
+        return head["seq"], bytes(head["token"])
 
     async def close(self) -> None:
         """Let go of the database; a commit under way is finished first."""
@@ -307,8 +325,20 @@ class PostgresStore:
             finally:
                 await self._pool.release(connection)
 
+    async def _head(self, reader: Reader, memory: Memory[RowWriter]) -> asyncpg.Record:
+        head = await reader.fetchrow(
+            f"SELECT h.seq, h.token, h.registry, {_KEPT.format(own=self._own)} AS kept"
+            f" FROM {self._own.head} AS h",
+            *(memory.seq, memory.token, memory.registry),
+        )
+        assert head is not None, "bootstrap made the head"
+        _check(memory, head)
+        return head
+
     @asynccontextmanager
-    async def _locked(self, lock_wait_ms: int) -> AsyncIterator[tuple[Connection, asyncpg.Record]]:
+    async def _locked(
+        self, memory: Memory[RowWriter], lock_wait_ms: int
+    ) -> AsyncIterator[tuple[Connection, asyncpg.Record]]:
         """A transaction that holds the head, for whoever has the turn. The head itself is waited
         for as long as it takes: the relay that holds it is at work, and `lock_wait_ms` counts
         from then on."""
@@ -320,13 +350,16 @@ class PostgresStore:
                 await connection.fetchval(f"SELECT seq FROM {self._own.head} FOR UPDATE")
                 # Read after the wait, which the head may have moved in.
                 head = await connection.fetchrow(
-                    f"SELECT seq, registry, {_NOW_MS} AS now_ms,"
-                    " set_config('lock_timeout', $1, true)"
-                    f" FROM {self._own.head}",
+                    f"SELECT h.seq, h.token, h.registry, {_NOW_MS} AS now_ms,"
+                    f" {_KEPT.format(own=self._own)} AS kept,"
+                    " set_config('lock_timeout', $4, true)"
+                    f" FROM {self._own.head} AS h",
+                    *(memory.seq, memory.token, memory.registry),
                     str(lock_wait_ms),
                 )
             if head is None:
                 raise StoreError(f"{self._own.head} is empty; restore this schema")
+            _check(memory, head)
             yield connection, head
             with translated():
                 await connection.execute("COMMIT")
@@ -339,28 +372,40 @@ class PostgresStore:
             self._connection = await _connect(self._url)
         return self._connection
 
-    def _learn(self, version: int, registered: Sequence[Registered]) -> None:
-        if version > self._registry_seen:
-            self._writer = RowWriter(self._schema, ordered(registered))
-            self._registry_seen = version
+    def _writer(self, registered: Sequence[Registered]) -> RowWriter:
+        return RowWriter(self._schema, ordered(registered))
 
+
+# Whether the head `h` is in the history that a memory has seen: its commit ($1, $2) is there, and
+# the registry has grown as often ($3).
+_KEPT: Final = """
+(h.registry >= $3::bigint AND ($1::bigint = 0 OR EXISTS (
+    SELECT FROM {own.commits} AS c WHERE c.seq = $1 AND c.token = $2::bytea AND c.seq <= h.seq
+)))"""
 
 # One row more than wanted tells whether there is more. The first row always comes, whatever its
 # size. The head is of the same snapshot.
-_PAGE: Final = """
-SELECT h.seq AS head_seq, h.token, r.tbl, r.key, r.seq, r.document, r.found
-FROM {own.head} AS h LEFT JOIN (
+_PAGE: Final = f"""
+SELECT h.seq, h.token, {_KEPT} AS kept, r.tbl, r.key, r.seq AS row_seq, r.document, r.found
+FROM {{own.head}} AS h LEFT JOIN (
     SELECT f.*, count(*) OVER () AS found, row_number() OVER feed AS n,
         sum(octet_length(f.key) + octet_length(f.document)) OVER feed AS total
     FROM (
-        SELECT d.tbl, d.key, d.seq, d.document FROM {own.documents} AS d
-        WHERE (d.seq, d.tbl, d.key) > ($1, $2, $3)
-        ORDER BY d.seq, d.tbl, d.key LIMIT $4::bigint + 1
+        SELECT d.tbl, d.key, d.seq, d.document FROM {{own.documents}} AS d
+        WHERE (d.seq, d.tbl, d.key) > ($4, $5, $6)
+        ORDER BY d.seq, d.tbl, d.key LIMIT $7::bigint + 1
     ) AS f
     WINDOW feed AS (ORDER BY f.seq, f.tbl, f.key ROWS UNBOUNDED PRECEDING)
-) AS r ON r.n = 1 OR (r.n <= $4::bigint AND r.total <= $5::bigint)
+) AS r ON r.n = 1 OR (r.n <= $7::bigint AND r.total <= $8::bigint)
 ORDER BY r.seq, r.tbl, r.key
 """
+
+
+def _check(memory: Memory[RowWriter], head: asyncpg.Record) -> None:
+    """Note the head that a statement read, if it is in the history that is remembered."""
+    if not head["kept"]:
+        raise WentBack
+    memory.saw(head["seq"], bytes(head["token"]))
 
 
 def _section(table: int, rows: Sequence[asyncpg.Record]) -> Section:

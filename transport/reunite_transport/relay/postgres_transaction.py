@@ -47,7 +47,8 @@ class PostgresTransaction:
         self._connection = connection
         self._own = own
         self._writer = writer
-        self.finished = False
+        # Of the commit, once it is finished.
+        self.token: bytes | None = None
         self._relay = relay
         # Rows that were looked for and have no document: COPY takes them.
         self._absent: set[RowId] = set()
@@ -142,4 +143,4 @@ class PostgresTransaction:
                 [changeset.number for changeset in accepted],
                 [changeset.nonce for changeset in accepted],
             )
-        self.finished = True
+        self.token = token

@@ -22,7 +22,7 @@ from reunite_transport.relay.flusher import (
     random_token,
 )
 from reunite_transport.relay.hub import Hub
-from reunite_transport.relay.store import Store, StoreError, Violation
+from reunite_transport.relay.store import Store, StoreError, Violation, WentBack
 from reunite_transport.relay_session import HELLO_SECONDS_MAX
 
 _log = logging.getLogger(__name__)
@@ -68,9 +68,8 @@ async def open_service(
     what clients offer again when the database was restored from a backup; `new_token` makes the
     name of a commit, TOKEN_BYTES bytes of chance. Raises StoreError when the database does not
     answer."""
-    head, token = await store.head()
-    registry = await store.registry()
-    hub = Hub(head=head, token=token, registry=registry)
+    head, _ = await store.head()
+    hub = Hub(head=head, registry=await store.registry())
     flusher = Flusher(store, hub, new_token=new_token, commit=partial(commit_batch, refill=refill))
     service = Service(store, hub, flusher, create_tables, limits or Limits())
     service.start()
@@ -145,13 +144,14 @@ class Service:
         return None
 
     async def ask(self, question: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask the store on behalf of one client, again and again for a while if it is away."""
+        """Ask the store on behalf of one client, again and again for a while if it is away. What
+        is done with the answer before anything is awaited is done in the history that it is of."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self.limits.store_seconds
         delay = DELAY_SECONDS_MIN
         while True:
             try:
-                return await question()
+                return await self._answer(question)
             except Violation:
                 raise
             except StoreError:
@@ -162,14 +162,29 @@ class Service:
 
     async def look(self) -> int:
         """Ask the store for its head and tell the hub; returns the seq."""
-        since = self.hub.head
-        seq, token = await self.store.head()
-        in_flight = self.flusher.in_flight
-        if self.hub.observe(seq, token, since=since, in_flight=in_flight):
-            if not self.hub.registry:
-                self.store.forget()
-            self.hub.grow(await self.store.registry())
+        seq, token = await self._answer(self.store.head)
+        if self.hub.observe(seq, token, in_flight=self.flusher.in_flight):
+            self.hub.grow(await self._answer(self.store.registry))
         return seq
+
+    async def _answer(self, question: Callable[[], Awaitable[_T]]) -> _T:
+        """The store's answer, of the history that its database has now. When this is how somebody
+        notices that it went back, all that is known and under way here is of a lost history and
+        ends; clients say Hello again, and are told what to do. What others asked meanwhile they
+        ask again."""
+        while True:
+            history = self.hub.history
+            try:
+                answer = await question()
+            except WentBack:
+                if self.hub.history == history:
+                    _log.warning("the database was restored from a backup: all sessions end")
+                    self.store.forget()
+                    self.flusher.forget_all()
+                    self.hub.go_back()
+            else:
+                if self.hub.history == history:
+                    return answer
 
     @property
     def is_full(self) -> bool:

@@ -23,7 +23,8 @@ from reunite.errors import FormatError, TableError
 from reunite.schema import Table
 from reunite_transport.messages import Section, Verdict
 from reunite_transport.relay.history import compared
-from reunite_transport.relay.registry import Registered, grow, ordered
+from reunite_transport.relay.memory import Memory
+from reunite_transport.relay.registry import grow, ordered
 from reunite_transport.relay.sqlite_bookkeeping import (
     Head,
     bootstrap,
@@ -37,7 +38,7 @@ from reunite_transport.relay.sqlite_registry import create as create_growth
 from reunite_transport.relay.sqlite_registry import read_registry
 from reunite_transport.relay.sqlite_rows import RowWriter
 from reunite_transport.relay.sqlite_transaction import SqliteTransaction
-from reunite_transport.relay.store import Busy, FeedPage, Greeting
+from reunite_transport.relay.store import Busy, FeedPage, Greeting, WentBack
 
 # Another process holds the lock for a commit: milliseconds, of the largest changeset seconds.
 RETRY_SECONDS_MIN: Final = 0.001
@@ -95,18 +96,21 @@ class SqliteStore:
         self._reader = reader
         self._clock = clock
         self._turn = asyncio.Lock()
-        self._writer = RowWriter(())
-        self._registry_seen = 0
+        self._memory = Memory(RowWriter(()))
 
     async def registry(self) -> tuple[Table, ...]:
         """All tables, numbered, parents before children; read again only when it has grown."""
-        await self._reading(lambda: self._refresh(self._reader, read_head(self._reader)))
-        return self._writer.tables
+        memory = self._memory
+        await self._reading(memory, lambda head: _refresh(memory, self._reader, head))
+        return memory.writer.tables
 
     async def describe(self, tables: Sequence[Table], *, create: bool) -> tuple[Table, ...]:
         """Register and create what is new; see the contract. Kept cells of a column that was
         unknown so far are not written to the table until their rows are edited."""
-        growth = grow(await self._reading(lambda: read_registry(self._reader)), tables)
+        memory = self._memory
+        growth = grow(
+            await self._reading(memory, lambda _head: read_registry(self._reader)), tables
+        )
         if not growth.registered:
             return await self.registry()
         if not create:
@@ -114,21 +118,21 @@ class SqliteStore:
                 growth.registered[0].table.name,
                 "is not in the realm, or lacks columns there, and this relay creates none",
             )
-        async with self._locked() as head:
+        async with self._locked(memory) as head:
             known = read_registry(self._connection)
             growth = grow(known, tables)
             create_growth(self._connection, growth)
             self._connection.execute("UPDATE _reunite_head SET registry = registry + 1")
         by_id = {entry.table.id: entry for entry in (*known, *growth.registered)}
-        self._learn(head.registry + 1, list(by_id.values()))
-        return self._writer.tables
+        memory.read(head.registry + 1, RowWriter(ordered(list(by_id.values()))))
+        return memory.writer.tables
 
     async def greet(
         self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
     ) -> Greeting:
         """Raise the replica's term and compare histories; see the contract."""
-        connection = self._connection
-        async with self._locked() as head:
+        memory, connection = self._memory, self._connection
+        async with self._locked(memory) as head:
             now_ms = self._clock()
             known_commit = connection.execute(
                 "SELECT 1 FROM _reunite_commits WHERE seq >= ? AND token = ?", (seq, token)
@@ -152,25 +156,27 @@ class SqliteStore:
                 " excluded.seen_at",
                 (replica, term, now_ms),
             )
-        rows = await self._reading(lambda: _count_rows(self._reader, seq))
+        rows = await self._reading(memory, lambda _head: _count_rows(self._reader, seq))
         return Greeting(term, verdict, known, head.seq, now_ms, rows)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[SqliteTransaction]:
         """Start a commit. Raises Busy when another process holds the lock for too long."""
+        memory = self._memory
         with suppress(_Unfinished):
-            async with self._locked() as head:
-                self._refresh(self._connection, head)
+            async with self._locked(memory) as head:
+                _refresh(memory, self._connection, head)
                 commit = SqliteTransaction(
                     self._connection,
-                    self._writer,
+                    memory.writer,
                     relay=self.replica,
                     seq=head.seq + 1,
                     now_ms=self._clock(),
                 )
                 yield commit
-                if not commit.finished:
+                if commit.token is None:
                     raise _Unfinished
+            memory.saw(commit.seq, commit.token)
 
     async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
         """The next rows of the feed. Raises FormatError for a `within` that is not of a page."""
@@ -182,16 +188,17 @@ class SqliteStore:
             if table > _LAST_TABLE:
                 raise FormatError("not a place in the feed")
         return await self._reading(
-            lambda: _read_page(self._reader, (seq, table, key), rows_max, bytes_max)
+            self._memory,
+            lambda head: _read_page(self._reader, head, (seq, table, key), rows_max, bytes_max),
         )
 
     def forget(self) -> None:
-        """Read the registry again; see the contract."""
-        self._registry_seen = 0
+        """Remember nothing of the history so far; see the contract."""
+        self._memory = Memory(RowWriter(()))
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit's (seq, token)."""
-        head = await self._reading(lambda: read_head(self._reader))
+        head = await self._reading(self._memory, lambda head: head)
         return head.seq, head.token
 
     async def close(self) -> None:
@@ -204,17 +211,17 @@ class SqliteStore:
         self._connection.close()
         self._reader.close()
 
-    async def _reading(self, question: Callable[[], _T]) -> _T:
-        """The answer to a question to the reading connection, from one snapshot."""
+    async def _reading(self, memory: Memory[RowWriter], question: Callable[[Head], _T]) -> _T:
+        """The answer to a question to the reading connection, from one snapshot with this head."""
 
         def ask() -> _T:
             with transaction(self._reader, "DEFERRED"):
-                return question()
+                return question(_head_in(memory, self._reader))
 
         return await _patiently(ask)
 
     @asynccontextmanager
-    async def _locked(self) -> AsyncIterator[Head]:
+    async def _locked(self, memory: Memory[RowWriter]) -> AsyncIterator[Head]:
         """A transaction that holds the head; it commits when the block ends. Tasks of this store
         take turns in the order in which they came; others are waited for."""
         # A commit does not wait for anything, so between two of them others get the thread.
@@ -222,16 +229,7 @@ class SqliteStore:
         async with self._turn:
             with translated(), ExitStack() as stack:
                 await _patiently(lambda: stack.enter_context(transaction(self._connection)))
-                yield read_head(self._connection)
-
-    def _refresh(self, connection: sqlite3.Connection, head: Head) -> None:
-        if head.registry != self._registry_seen:
-            self._learn(head.registry, read_registry(connection))
-
-    def _learn(self, version: int, registered: Sequence[Registered]) -> None:
-        if version > self._registry_seen:
-            self._writer = RowWriter(ordered(registered))
-            self._registry_seen = version
+                yield _head_in(memory, self._connection)
 
 
 async def _patiently(attempt: Callable[[], _T]) -> _T:
@@ -250,6 +248,26 @@ async def _patiently(attempt: Callable[[], _T]) -> _T:
         delay = min(2 * delay, RETRY_SECONDS_MAX)
 
 
+def _head_in(memory: Memory[RowWriter], connection: sqlite3.Connection) -> Head:
+    """The head, as the open transaction sees it, in the history that is remembered."""
+    head = read_head(connection)
+    if head.seq < memory.seq or head.registry < memory.registry:
+        raise WentBack
+    if memory.seq:
+        found = connection.execute(
+            "SELECT 1 FROM _reunite_commits WHERE seq = ? AND token = ?", (memory.seq, memory.token)
+        ).fetchone()
+        if found is None:
+            raise WentBack
+    memory.saw(head.seq, head.token)
+    return head
+
+
+def _refresh(memory: Memory[RowWriter], connection: sqlite3.Connection, head: Head) -> None:
+    if head.registry != memory.registry:
+        memory.read(head.registry, RowWriter(ordered(read_registry(connection))))
+
+
 def _count_rows(reader: sqlite3.Connection, seq: int) -> int:
     """How many rows lie after a commit, as far as a progress bar needs to know: only a first load
     is long."""
@@ -261,9 +279,12 @@ def _count_rows(reader: sqlite3.Connection, seq: int) -> int:
 
 
 def _read_page(
-    reader: sqlite3.Connection, after: tuple[int, int, bytes], rows_max: int, bytes_max: int
+    reader: sqlite3.Connection,
+    head: Head,
+    after: tuple[int, int, bytes],
+    rows_max: int,
+    bytes_max: int,
 ) -> FeedPage:
-    head = read_head(reader)
     rows: list[tuple[int, int, bytes, bytes]] = []
     size = 0
     complete = True

@@ -28,7 +28,8 @@ class SqliteTransaction:
         self.tables = writer.tables
         self._connection = connection
         self._writer = writer
-        self.finished = False
+        # Of the commit, once it is finished.
+        self.token: bytes | None = None
         self._relay = relay
 
     async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
@@ -119,4 +120,4 @@ class SqliteTransaction:
             self._connection.execute(
                 "UPDATE _reunite_head SET seq = ?, token = ?", (self.seq, token)
             )
-        self.finished = True
+        self.token = token

@@ -88,6 +88,14 @@ class Busy(StoreError):
     """A lock, deadlock or serialisation failure: the same work may succeed later."""
 
 
+class WentBack(StoreError):
+    """The database is not in the history that this store has seen: it was restored from a backup.
+    Every call raises it until `forget`."""
+
+    def __init__(self) -> None:
+        super().__init__("the database went back to an earlier state")
+
+
 class StoreTransaction(Protocol):
     """One commit in the making, under the head lock."""
 
@@ -133,7 +141,10 @@ class StoreTransaction(Protocol):
 
 class Store(Protocol):
     """One realm's database. All calls may raise StoreError; a lost connection is retried by the
-    caller with a new transaction."""
+    caller with a new transaction.
+
+    Every call that reads or writes history first makes sure, in the same snapshot or transaction,
+    that the last commit which this store saw is still there, and else raises WentBack."""
 
     realm: bytes
     """The realm's identity, 16 random bytes made once."""
@@ -166,7 +177,9 @@ class Store(Protocol):
         ...
 
     def forget(self) -> None:
-        """Drop what is remembered between calls: the database went back to an earlier state."""
+        """Drop what is remembered between calls, as the database went back to an earlier state.
+        Calls under way do not go on in the new history: they raise WentBack, or answer of the
+        old one."""
         ...
 
     async def head(self) -> tuple[int, bytes]:
