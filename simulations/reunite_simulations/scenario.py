@@ -49,8 +49,8 @@ def simulate(
     `check=False` the report is returned whatever it says.
 
     Raises UsageError or FileError for what cannot be run, and when one of the transactions ended
-    the transaction itself or whose SQL was wrong at every call. What else a transaction raises comes out as
-    it is, with a note that names the seed and the event.
+    the transaction itself, or its SQL was wrong at every call. What else a transaction raises comes
+    out as it is, with a note that names the seed and the event.
     """
     _refuse_inside_a_loop()
     check_numbers(
