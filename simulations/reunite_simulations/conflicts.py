@@ -18,7 +18,8 @@ from reunite.schema import Table
 from reunite_simulations import observe
 from reunite_simulations.checkers import Observed, rejections
 from reunite_simulations.history import Cells, Key, Outcome, Transaction, Verb, Write
-from reunite_simulations.workload import is_free, occurs_once
+from reunite_simulations.rows import is_free
+from reunite_simulations.values import occurs_once
 
 # A write is compared with so many later ones of its row: who has not seen it by then is rare.
 LATER_WRITES_MAX: Final = 40

@@ -1,5 +1,6 @@
 """What is said of a failure: what broke, in which commit, the history, and how to see it again."""
 
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -10,30 +11,48 @@ from typing import Final
 from reunite_simulations.faults import FAULTS
 from reunite_simulations.history import Outcome, Transaction
 from reunite_simulations.world import Report, Settings
+from reunite_transport.console import counted
 
 # A longer statement or message is cut.
 WORDS_MAX: Final = 300
+_DIFFERS: Final = re.compile(r"^table .* differs on (\S+): \[", re.DOTALL)
 
 
 class Broken(AssertionError):
     """A promise was broken; `report` is about the smallest world in which it is."""
 
-    def __init__(self, report: Report, again: str) -> None:
+    def __init__(
+        self, report: Report, again: str, *, shrunk: bool = True, repeatable: bool = True
+    ) -> None:
         """`again` is what to do to see it again."""
-        super().__init__("\n".join(told(report, again)))
+        super().__init__("\n".join(told(report, again, shrunk=shrunk, repeatable=repeatable)))
         self.report = report
 
 
-def told(report: Report, again: str) -> Iterator[str]:
-    """The lines about a failure."""
+def told(
+    report: Report, again: str, *, shrunk: bool = True, repeatable: bool = True
+) -> Iterator[str]:
+    """The lines about a failure. `shrunk` says that a shorter history was looked for, `repeatable`
+    that running it again made the same one."""
     for violation in report.violations[:20]:
         yield _cut(
             f"seed {report.seed} at {violation.at:.1f} s, {violation.promise}: {violation.message}"
         )
-    yield f"commit {commit()}"
-    yield f"the shortest history that was found, {len(report.history.events)} events:"
+        if note := sides(violation.message):
+            yield note
+    yield f"reunite {commit()}"
+    if not repeatable:
+        yield ("not repeatable: something besides `chance` decides; what follows may not replay")
+    which = "the shortest history that was found" if shrunk else "its history"
+    yield f"{which}, {counted(len(report.history.events), 'event')}:"
     yield from history(report)
     yield f"run it again: {again}"
+
+
+def sides(message: str) -> str:
+    """Which side is which in a message about a table that differs; else empty."""
+    found = _DIFFERS.search(message)
+    return f"(of each row: its key, what {found[1]} has, what the relay has)" if found else ""
 
 
 def history(report: Report) -> Sequence[str]:
@@ -66,9 +85,9 @@ def command_line(settings: Settings, schema: Path | None = None) -> str:
     """The command that runs a world again. `schema` is the file that its schema is of."""
     words = ["reunite", "simulate"]
     if settings.database is not None:
-        words += ["--database", str(settings.database)]
+        words += ["--database", str(settings.database.absolute())]
     elif schema is not None:
-        words += ["--schema", str(schema)]
+        words += ["--schema", str(schema.absolute())]
     words += ["--seed", str(settings.seed), "--replicas", str(settings.replicas)]
     words += ["--relays", str(settings.relays), "--minutes", f"{settings.minutes:.10g}"]
     words += ["--faults", ",".join(settings.faults) or "none"]
@@ -94,7 +113,7 @@ def commit() -> str:
         _git(here, "ls-files", "--error-unmatch", __file__)
         return _git(here, "describe", "--always", "--dirty", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
-        return f"of version {version('reunite')}"
+        return f"version {version('reunite')}"
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -5,13 +5,14 @@ other (`conflicts`), what was rejected, the faults that struck and the promises 
 Every text from outside is escaped, every list bounded.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Final
 
 from reunite_simulations.conflicts import Merged, Overwritten, Side
-from reunite_simulations.failure import history
+from reunite_simulations.failure import history, sides
 from reunite_simulations.faults import FAULTS
 from reunite_simulations.lanes import (
     Scale,
@@ -34,6 +35,9 @@ VIOLATIONS_MAX: Final = 20
 # A failure's last events; a history that is short is shown at once.
 HISTORY_MAX: Final = 200
 HISTORY_OPEN_MAX: Final = 30
+# A longer word may be broken: after what divides it, else into pieces of this many letters.
+WORD_MAX: Final = 16
+_PIECES: Final = re.compile(r".{3,11}?[-_/.,:;@]|.{1,12}", re.DOTALL)
 
 
 def page(report: Report, again: str) -> str:
@@ -89,6 +93,10 @@ def _heading(report: Report) -> str:
     settings = report.settings
     names = node_names(report.happenings)
     relays = sum(name.startswith("relay") for name in names)
+    copies = sum("-copy" in name for name in names)
+    who = counted(len(names) - relays - copies, "client")
+    if copies:
+        who += f", {copies:,} {'copy' if copies == 1 else 'copies'} of their files"
     kind = "broken" if report.violations else "kept"
     sign = "M8 8L16 16M16 8L8 16" if report.violations else "M6.5 12.5L10.5 16.5L17.5 8"
     where = "the simulator's own schema" if settings.schema == own_schema() else "your schema"
@@ -112,12 +120,20 @@ def _heading(report: Report) -> str:
 <path d="{sign}" fill="none" stroke="var(--paper)" stroke-width="2.4" stroke-linecap="round"
  stroke-linejoin="round"/></svg>
 <h1>{escape(_verdict(report))}</h1></div>
-<p>Seed <b>{report.seed}</b>: {len(names) - relays} clients and {relays} relays on
-{escape(where)}, {settings.minutes:g} virtual minutes of writes and faults, then time to come to
-rest.</p>
-{_violations(report)}{_history(report)}
+{_violations(report)}
+<p>Seed <b>{report.seed}</b>: {who} and {counted(relays, "relay")} on {escape(where)},
+{settings.minutes:g} virtual {"minute" if settings.minutes == 1 else "minutes"} of writes and
+faults, then time to come to rest.</p>
+{_left_out(report)}{_history(report)}
 <dl class="facts">{tiles}</dl>
 </header>"""
+
+
+def _left_out(report: Report) -> str:
+    if not report.left_out:
+        return ""
+    said = "; ".join(f"<b>{escape(n)}</b> {escape(why)}" for n, why in report.left_out.items())
+    return f'<p class="soft">Left out of sync: {said}.</p>\n'
 
 
 def _violations(report: Report) -> str:
@@ -125,12 +141,17 @@ def _violations(report: Report) -> str:
         return ""
     lines = [
         f"<li>{_when(each.at, scale_of(report))} <b>{escape(each.promise)}</b>:"
-        f" {escape(short(each.message, 1000))}</li>"
+        f" {escape(short(each.message, 1000))}{_sides(each.message)}</li>"
         for each in report.violations[:VIOLATIONS_MAX]
     ]
     if len(report.violations) > VIOLATIONS_MAX:
         lines.append(f"<li>and {len(report.violations) - VIOLATIONS_MAX:,} more</li>")
     return f'<ul class="violations">{"".join(lines)}</ul>'
+
+
+def _sides(message: str) -> str:
+    said = sides(message)
+    return f'<br><span class="soft">{escape(said)}</span>' if said else ""
 
 
 def _history(report: Report) -> str:
@@ -139,6 +160,8 @@ def _history(report: Report) -> str:
     if not report.violations:
         return ""
     lines = history(report)
+    if not lines:
+        return '<p class="soft">No event was needed: it breaks all by itself.</p>'
     shown = "\n".join(lines[-HISTORY_MAX:])
     before = f"{len(lines) - HISTORY_MAX:,} events before\n" if len(lines) > HISTORY_MAX else ""
     summary = f"The history: {counted(len(lines), 'event')}"
@@ -182,12 +205,12 @@ def _conflicts(report: Report) -> str:
 
 
 def _overwritten(each: Overwritten, scale: Scale) -> Sequence[str]:
-    lost = f"<del>{escape(value_text(each.loser.cells[each.column]))}</del>"
+    lost = f"<del>{_breaking(value_text(each.loser.cells[each.column]))}</del>"
     won = "<ins>the row was deleted</ins>"
     if each.winner.cells:
-        won = f"<ins>{escape(value_text(each.winner.cells[each.column]))}</ins>"
+        won = f"<ins>{_breaking(value_text(each.winner.cells[each.column]))}</ins>"
     return (
-        escape(row_name(each.table, each.key)),
+        _breaking(row_name(each.table, each.key)),
         escape(each.column),
         f"{_by(each.loser, scale)} {lost}",
         f"{_by(each.winner, scale)} {won}",
@@ -196,7 +219,7 @@ def _overwritten(each: Overwritten, scale: Scale) -> Sequence[str]:
 
 def _merged(each: Merged, scale: Scale) -> Sequence[str]:
     return (
-        escape(row_name(each.table, each.key)),
+        _breaking(row_name(each.table, each.key)),
         f"{_by(each.first, scale)} {_cells(each.first)}",
         f"{_by(each.second, scale)} {_cells(each.second)}",
     )
@@ -204,7 +227,15 @@ def _merged(each: Merged, scale: Scale) -> Sequence[str]:
 
 def _cells(side: Side) -> str:
     said = ", ".join(f"{name} = {value_text(value)}" for name, value in side.cells.items())
-    return escape(short(said))
+    return _breaking(short(said))
+
+
+def _breaking(text: str) -> str:
+    """Text whose long words a narrow page may break where it does least harm."""
+    return " ".join(
+        escape(word) if len(word) <= WORD_MAX else "<wbr>".join(map(escape, _PIECES.findall(word)))
+        for word in text.split(" ")
+    )
 
 
 def _by(side: Side, scale: Scale) -> str:
@@ -229,7 +260,7 @@ def _rejections(report: Report) -> str:
             (
                 f'{_when(happening.at, scale)} <span class="who">{escape(str(client))}</span>',
                 f"<b>{escape(str(reason))}</b>: {escape(short(str(message), 300))}",
-                escape("; ".join(named)),
+                _breaking("; ".join(named)),
             )
         )
     return _table(
@@ -262,7 +293,7 @@ def _table(
     title: str, said: str, heads: Sequence[str], lines: Iterable[Sequence[str]], count: int
 ) -> str:
     """A section with cells that are HTML already; `said` too."""
-    body = _lines(heads, lines, count)
+    body = _lines(heads, lines, count) if count else ""
     return f'<section><h3>{title}: {count:,}</h3><p class="soft">{said}</p>{body}</section>\n'
 
 

@@ -1,4 +1,4 @@
-"""Shrinking: from a world that breaks a promise to a small one that breaks the same promise.
+"""Shrinking: from a world that breaks a promise to a small one that breaks it in the same way.
 
 Time is cut, then whole kinds of events are left out, clients and relays that nobody needs, and at
 last single events by delta debugging. That works because every event has its own chance: those that
@@ -8,10 +8,12 @@ Source: Zeller, Hildebrandt, "Simplifying and Isolating Failure-Inducing Input" 
 """
 
 import math
+import re
 import time
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Set
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from reunite_simulations.faults import FAULTS
 from reunite_simulations.seeds import run_seed
@@ -20,22 +22,73 @@ from reunite_simulations.world import Report
 
 def shrink(report: Report, *, seconds: float = 60.0, runs: int = 1_000) -> Report:
     """The report of the smallest failing world that was found with this many real seconds and runs.
-    Its settings name the events that are left, and running them fails in the same way again."""
+    Its settings name the events that are left, and running them fails in the same way again. Ctrl-C
+    ends the search with what was found so far."""
     search = _Search(report, time.monotonic() + seconds, runs)
-    search.cut_time()
-    search.drop_kinds()
-    search.drop_nodes()
-    search.drop_events()
-    search.drop_nodes()
-    search.cut_time()
+    with suppress(KeyboardInterrupt):
+        search.cut_time()
+        search.drop_kinds()
+        search.drop_nodes()
+        search.drop_events()
+        search.drop_nodes()
+        search.cut_time()
     return search.best
+
+
+@dataclass(frozen=True, slots=True)
+class Smallest:
+    """What was found out about a failure. `shrunk` says that a shorter history was looked for,
+    `repeatable` that running the world again made the same one."""
+
+    report: Report
+    shrunk: bool = False
+    repeatable: bool = True
+
+
+def look_into(report: Report, *, seconds: float) -> Smallest:
+    """Run a failing world once more, and shrink it if that makes the same history. With 0 seconds
+    nothing is run."""
+    named = shrink(report, runs=0)
+    if not seconds:
+        return Smallest(named)
+    try:
+        if not _is_repeatable(report):
+            return Smallest(named, repeatable=False)
+    except KeyboardInterrupt:
+        return Smallest(named)
+    return Smallest(shrink(report, seconds=seconds), shrunk=True)
+
+
+def _is_repeatable(report: Report) -> bool:
+    try:
+        return run_seed(report.settings).trace_hash == report.trace_hash
+    except Exception:  # It did not raise the first time.
+        return False
+
+
+def shape(message: str, names: Set[str] = frozenset()) -> str:
+    """What a violation's message says whomever it is about: without values, numbers and names."""
+    for values in _VALUES:
+        message = values.sub("", message)
+    words = (word for word in message.split() if word.strip(".,:;") not in names)
+    return " ".join(words)
+
+
+# Quoted text, lists and tuples from the inside out, and words with a number in them.
+_VALUES: Final = (
+    re.compile(r"""b?'(\\.|[^'\\])*'|b?"(\\.|[^"\\])*\""""),
+    *[re.compile(r"\[[^][]*\]|\([^()]*\)|\{[^{}]*\}")] * 4,
+    re.compile(r"[\w.+-]*\d[\w.+-]*|\bNone\b"),
+)
 
 
 class _Search:
     """The smallest failing world so far, and what may be spent on a smaller one."""
 
     def __init__(self, report: Report, until: float, runs: int) -> None:
-        self.promise = report.violations[0].promise
+        writes = [write for made in report.history.transactions for write in made.writes]
+        self.names = {write.table for write in writes}.union(*(write.cells for write in writes))
+        self.failure = self._failure(report)
         self.until = until
         self.runs = runs
         self.best = _said(report)
@@ -46,15 +99,22 @@ class _Search:
         return [each.event for each in self.best.history.events]
 
     def fails(self, **changes: Any) -> bool:
-        """Whether a changed world breaks the same promise; then it is the best."""
+        """Whether a changed world breaks the same promise in the same way; then it is the best."""
         if self.runs <= 0 or time.monotonic() > self.until:
             return False
         self.runs -= 1
-        report = run_seed(replace(self.best.settings, **changes))
-        if not report.violations or report.violations[0].promise != self.promise:
+        try:
+            report = run_seed(replace(self.best.settings, **changes))
+        except Exception:  # Whatever it is, it is not this failure, which must not be lost.
+            return False
+        if not report.violations or self._failure(report) != self.failure:
             return False
         self.best = _said(report)
         return True
+
+    def _failure(self, report: Report) -> tuple[str, str]:
+        first = report.violations[0]
+        return first.promise, shape(first.message, self.names)
 
     def cut_time(self) -> None:
         """Let the world heal earlier."""

@@ -62,7 +62,9 @@ def timeline(report: Report) -> str:
         default=1,
     )
     marks_by_name = marks(report, names, scale)
-    rows = [_row("axis", "", "", _axis(scale)), _row("all", "faults", "", _faults(report, scale))]
+    rows = [_row("axis", "", "", _axis(scale))]
+    if report.faults or any(happening.kind == "fault" for happening in happenings):
+        rows.append(_row("all", "faults", "", _faults(report, scale)))
     for name in names:
         own = moments_by_name[name]
         body = [_grid(scale), _flow(own, scale, most)]
@@ -224,9 +226,12 @@ def _curves(happenings: Sequence[Happening], scale: Scale) -> Iterator[str]:
         for look in happenings
         if look.kind == "look"
     ]
-    for place, name, words, style in (
-        (1, "contents", "different contents", "contents"),
-        (2, "queued", "changesets queued", "queue"),
+    if not looks:
+        return
+    # One content is all equal: so much of each value is the base line.
+    for place, name, words, style, base, even in (
+        (1, "contents", "different contents", "contents", 1, "all equal"),
+        (2, "queued", "changesets queued", "queue", 0, "nothing queued"),
     ):
         values: dict[int, tuple[float, int]] = {}
         for look in looks:
@@ -234,28 +239,31 @@ def _curves(happenings: Sequence[Happening], scale: Scale) -> Iterator[str]:
             value = int(look[place])
             if moment not in values or value >= values[moment][1]:
                 values[moment] = (look[0], value)
-        most = max((value for _, value in values.values()), default=0)
+        most = max(value for _, value in values.values())
         # What a look finds is drawn back to the look before.
         line = "".join(
-            f"{'V' if number else 'M0 '}{98 - 90 * value / max(most, 1):.1f}"
+            f"{'V' if number else 'M0 '}"
+            f"{98 - 90 * max(value - base, 0) / max(most - base, 1):.1f}"
             f"H{1000 * scale.share(at):.1f}"
             for number, (at, value) in enumerate(values.values())
         )
         wide = max(100 / scale.moments, 0.5)
         hovers = "".join(
             f'<i class="at" style="left:{scale.percent(at)};width:{wide:.2f}%"'
-            f' title="{clock(at)}&#10;{value:,} {words}"></i>'
+            f' title="{clock(at)}&#10;{even if value <= base else f"{value:,} {words}"}"></i>'
             for at, value in values.values()
         )
-        under = f'<path class="under of-{style}" d="{line}V100H0z"/>' if line else ""
-        last = looks[-1][place] if looks else 0
+        under = f'<path class="under of-{style}" d="{line}V100H0z"/>'
+        last = looks[-1][place]
+        ended = even if last <= base else f"{last:,}"
+        reached = f"{words}: at most {most:,}, in the end {ended}" if most > base else even
         yield _row(
-            "curve",
+            "curve" if most > base else "curve flat",
             name,
-            f"{words}: at most {most:,}, {last:,} in the end",
+            reached,
             f'{_grid(scale)}<svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img"'
             f' aria-label="{name} over time">{under}<path class="{style}" d="{line}"/></svg>'
-            f"{hovers}",
+            f'<small class="even">{even}</small>{hovers}',
         )
 
 

@@ -8,13 +8,13 @@ go for it. What a statement did is noted by reading the rows that it may concern
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from reunite.cells.register import Value
 from reunite.schema import Column, ForeignKey, Table, ascii_lower, quoted
-from reunite_simulations import values
+from reunite_simulations import rows, values
 from reunite_simulations.history import Cells, Key, Verb, Write
 
 # Rows that several replicas make under the same keys, to see them merged.
@@ -121,10 +121,10 @@ class RandomWrites:
         if cells is None:
             return []
         key = tuple(cells[column.name] for column in table.key)
-        if read(conn, table, key) is not None:
+        if rows.read(conn, table, key) is not None:
             return []
         cells |= self._ends(conn, table, cells)
-        _run(conn, f"INSERT INTO {quoted(table.name)}", cells)
+        rows.run(conn, f"INSERT INTO {quoted(table.name)}", cells)
         return self._noted(conn, table, key, Verb.INSERT, {})
 
     def _insert_missing(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
@@ -139,12 +139,12 @@ class RandomWrites:
             if column.name in cells and (column.key or (column.notnull and column.default is None))
         }
         if known is not None:
-            needed |= _by_name(table, known)
+            needed |= rows.by_name(table, known)
         key = tuple(needed[column.name] for column in table.key)
         return self._seen_to_do(
             conn,
             [(table, key)],
-            lambda: _run(conn, f"INSERT OR IGNORE INTO {quoted(table.name)}", needed),
+            lambda: rows.run(conn, f"INSERT OR IGNORE INTO {quoted(table.name)}", needed),
         )
 
     def _replace(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
@@ -156,54 +156,54 @@ class RandomWrites:
         new = tuple(cells[column.name] for column in table.key)
         key = known if self.chance.random() < 0.7 else new
         victim = self._some_key(conn, table) if self.chance.random() < 0.6 else None
-        taken = read(conn, table, victim) if victim is not None and victim != key else None
+        taken = rows.read(conn, table, victim) if victim is not None and victim != key else None
         concerned = self._with_below(conn, table, [key] if taken is None else [key, victim or key])
         # Their children go with them: a little of that is enough.
         if len(concerned) > 2 and self.chance.random() < 0.8:
             return []
         if taken is None:
-            for column in map(table.column, sorted(_unique_columns(table))):
+            for column in map(table.column, sorted(rows.unique_columns(table))):
                 assert column is not None
-                if _parent_of(table, column) is None:
+                if rows.parent_of(table, column) is None:
                     cells[column.name] = self._value(column)
         else:
             cells = dict(taken)
-        cells |= _by_name(table, key)
+        cells |= rows.by_name(table, key)
 
         def replace() -> None:
             if taken is not None and key == known and self.chance.random() < 0.3:
                 index = self.chance.choice([i.columns for i in table.indexes if i.unique] or [()])
                 unique = {name: taken[name] for name in index if name in taken}
                 if unique:
-                    _update(conn, table, key, unique, "UPDATE OR REPLACE")
+                    rows.update(conn, table, key, unique, "UPDATE OR REPLACE")
                 return
-            _run(conn, f"INSERT OR REPLACE INTO {quoted(table.name)}", cells)
-            fresh = {c.name: self._value(c) for c in table.cells if is_free(table, c)}
+            rows.run(conn, f"INSERT OR REPLACE INTO {quoted(table.name)}", cells)
+            fresh = {c.name: self._value(c) for c in table.cells if rows.is_free(table, c)}
             if taken is not None and fresh:
                 # What was copied belongs to its write. And an index that others do not have would
                 # be broken if the other row came back by an edit of theirs.
-                _update(conn, table, key, fresh)
+                rows.update(conn, table, key, fresh)
 
-        before = _count(conn, table)
+        before = rows.count(conn, table)
         writes = self._seen_to_do(conn, concerned, replace)
         verbs = [write.verb for write in writes if write.table == table.name]
-        if before + verbs.count(Verb.INSERT) - verbs.count(Verb.DELETE) != _count(conn, table):
+        if before + verbs.count(Verb.INSERT) - verbs.count(Verb.DELETE) != rows.count(conn, table):
             raise sqlite3.IntegrityError("another row went than could be foreseen")
         return writes
 
     def _upsert(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         key = self._some_key(conn, table)
-        free = [column for column in table.cells if is_free(table, column)]
+        free = [column for column in table.cells if rows.is_free(table, column)]
         if key is None or not free:
             return []
-        before = read(conn, table, key)
+        before = rows.read(conn, table, key)
         assert before is not None
         column = self.chance.choice(free)
-        cells = dict(before) | _by_name(table, key)
+        cells = dict(before) | rows.by_name(table, key)
         name = quoted(column.name)
         keys = ", ".join(quoted(each.name) for each in table.key)
         cells[column.name] = self._value(column)
-        _run(
+        rows.run(
             conn,
             f"INSERT INTO {quoted(table.name)}",
             cells,
@@ -215,29 +215,29 @@ class RandomWrites:
         key = self._some_key(conn, table)
         if key is None or not table.cells:
             return []
-        before = read(conn, table, key)
+        before = rows.read(conn, table, key)
         assert before is not None
         many = self.chance.randint(1, min(3, len(table.cells)))
         columns = self.chance.sample(list(table.cells), many)
-        _update(conn, table, key, {c.name: self._cell(conn, table, c) for c in columns})
+        rows.update(conn, table, key, {c.name: self._cell(conn, table, c) for c in columns})
         return self._noted(conn, table, key, Verb.UPDATE, before)
 
     def _write_back(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         """All columns as they are, as an object mapper saves a row: no edit."""
         key = self._some_key(conn, table)
-        before = read(conn, table, key) if key is not None else None
+        before = rows.read(conn, table, key) if key is not None else None
         if key is None or not before:
             return []
-        _update(conn, table, key, dict(before))
+        rows.update(conn, table, key, dict(before))
         return []
 
     def _update_many(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         """One statement, and a value for each row that occurs once."""
-        free = [column for column in table.cells if is_free(table, column)]
+        free = [column for column in table.cells if rows.is_free(table, column)]
         if not free:
             return []
         where, given = self._some_rows(conn, table, ROWS_AT_ONCE)
-        keys = _keys(conn, table, where, given)
+        keys = rows.keys(conn, table, where, given)
         if not keys:
             return []
         column = self.chance.choice(free)
@@ -250,7 +250,7 @@ class RandomWrites:
         elif values.takes_any_text(column) and len(table.key) == 1 and spoken:
             value, sets = f"? || {key}", [f"v{self._next()}."]
         else:
-            test = _is_key(table)
+            test = rows.is_key(table)
             value = "CASE" + f" WHEN {test} THEN ?" * len(keys) + f" ELSE {name} END"
             sets = [each for key in keys for each in (*key, self._value(column))]
         sql = f"UPDATE {quoted(table.name)} SET {name} = {value} WHERE {where}"
@@ -262,11 +262,11 @@ class RandomWrites:
         """Two rows exchange what only one may have."""
         referred = {
             ascii_lower(name)
-            for _, foreign_key in self._children(table)
+            for _, foreign_key in rows.children(self.tables, table)
             for name in foreign_key.parent_columns
         }
         unique = [
-            [_column(table, name) for name in index.columns]
+            [rows.column(table, name) for name in index.columns]
             for index in table.indexes
             if index.unique and referred.isdisjoint(map(ascii_lower, index.columns))
         ]
@@ -275,15 +275,15 @@ class RandomWrites:
         if not unique or one is None or other is None or one == other:
             return []
         columns = self.chance.choice(unique)
-        had, has = read(conn, table, one), read(conn, table, other)
+        had, has = rows.read(conn, table, one), rows.read(conn, table, other)
         assert had is not None
         assert has is not None
         spare: dict[str, Value] = {
             column.name: self._value(column) if column.notnull else None
             for column in columns
-            if _parent_of(table, column) is None or not column.notnull
+            if rows.parent_of(table, column) is None or not column.notnull
         }
-        again = not self._children(table) and self.chance.random() < 0.3
+        again = not rows.children(self.tables, table) and self.chance.random() < 0.3
         if not spare and not again:
             return []
         mine = {column.name: had[column.name] for column in columns}
@@ -291,21 +291,21 @@ class RandomWrites:
 
         def exchange() -> None:
             if again:
-                sql = f"DELETE FROM {quoted(table.name)} WHERE {_is_key(table)}"
+                sql = f"DELETE FROM {quoted(table.name)} WHERE {rows.is_key(table)}"
                 conn.executemany(sql, [one, other])
                 into = f"INSERT INTO {quoted(table.name)}"
-                _run(conn, into, {**_by_name(table, one), **had, **theirs})
-                _run(conn, into, {**_by_name(table, other), **has, **mine})
+                rows.run(conn, into, {**rows.by_name(table, one), **had, **theirs})
+                rows.run(conn, into, {**rows.by_name(table, other), **has, **mine})
                 return
-            _update(conn, table, one, spare)
-            _update(conn, table, other, mine)
-            _update(conn, table, one, theirs)
+            rows.update(conn, table, one, spare)
+            rows.update(conn, table, other, mine)
+            rows.update(conn, table, one, theirs)
 
         return self._seen_to_do(conn, [(table, one), (table, other)], exchange)
 
     def _delete(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         key = self._some_key(conn, table)
-        return [] if key is None else self._delete_where(conn, table, _is_key(table), key)
+        return [] if key is None else self._delete_where(conn, table, rows.is_key(table), key)
 
     def _delete_many(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         return self._delete_where(conn, table, *self._some_rows(conn, table, DELETED_AT_ONCE))
@@ -313,7 +313,7 @@ class RandomWrites:
     def _delete_where(
         self, conn: sqlite3.Connection, table: Table, where: str, given: Sequence[Value]
     ) -> list[Write]:
-        keys = _keys(conn, table, where, given)
+        keys = rows.keys(conn, table, where, given)
         if not keys:
             return []
         sql = f"DELETE FROM {quoted(table.name)} WHERE {where}"
@@ -326,20 +326,26 @@ class RandomWrites:
         key = self._some_key(conn, table)
         follow = all(
             foreign_key.on_update == "CASCADE"
-            and not any(_column(child, name).key for name in foreign_key.columns)
-            for child, foreign_key in self._children(table)
+            and not any(rows.column(child, name).key for name in foreign_key.columns)
+            for child, foreign_key in rows.children(self.tables, table)
         )
-        if key is None or len(table.key) != 1 or not follow or self._refers(table, 0):
+        refers = rows.parent_of(table, table.key[0]) is not None
+        if key is None or len(table.key) != 1 or not follow or refers:
             return []
-        before = read(conn, table, key)
-        following = list(self._following(conn, table, key))
+        before = rows.read(conn, table, key)
+        following = [
+            (child, child_key, rows.read(conn, child, child_key) or {})
+            for child, _, child_key in rows.referring(conn, self.tables, table, key)
+        ]
         new = (self._key_value(table.key[0]),)
         # Another client's edit may bring the old row back beside the new one, and an index that
         # the relay does not know would be broken if both had the same values.
         fresh = {
-            column.name: self._value(column) for column in table.cells if is_free(table, column)
+            column.name: self._value(column)
+            for column in table.cells
+            if rows.is_free(table, column)
         }
-        _update(conn, table, key, {**_by_name(table, new), **fresh})
+        rows.update(conn, table, key, {**rows.by_name(table, new), **fresh})
         return [
             Write(Verb.DELETE, table.name, key, {}, before or {}),
             *self._noted(conn, table, new, Verb.INSERT, {}),
@@ -349,18 +355,6 @@ class RandomWrites:
                 for write in self._noted(conn, child, child_key, Verb.UPDATE, had)
             ),
         ]
-
-    def _following(
-        self, conn: sqlite3.Connection, table: Table, key: Key
-    ) -> Iterator[tuple[Table, Key, Cells]]:
-        """Rows that refer to a row by its key of one column, as they are."""
-        for child, foreign_key in self._children(table):
-            names = ", ".join(quoted(column.name) for column in child.key)
-            where = f"{quoted(foreign_key.columns[0])} = ?"
-            for found in conn.execute(
-                f"SELECT {names} FROM {quoted(child.name)} WHERE {where} ORDER BY {names}", key
-            ).fetchall():
-                yield child, tuple(found), read(conn, child, tuple(found)) or {}
 
     def _large(self, conn: sqlite3.Connection) -> list[Write]:
         """Very many rows in one transaction, or rows that are very large."""
@@ -372,30 +366,32 @@ class RandomWrites:
         own = [
             column
             for column in table.columns
-            if cells.get(column.name) is not None and _parent_of(table, column) is None
+            if cells.get(column.name) is not None and rows.parent_of(table, column) is None
         ]
         if not any(column.key and values.occurs_once(column) for column in own):
             return []
-        sizeable = [c for c in own if is_free(table, c) and not c.key and values.is_sizeable(c)]
+        sizeable = [
+            c for c in own if rows.is_free(table, c) and not c.key and values.is_sizeable(c)
+        ]
         heavy = self.chance.choice(sizeable) if sizeable and self.chance.random() < 0.6 else None
-        rows: list[dict[str, Value]] = []
+        made: list[dict[str, Value]] = []
         least, most = LARGE_ROWS if heavy is None else HEAVY_ROWS
         for _ in range(int(least * (most / least) ** self.chance.random() ** 3)):
-            rows.append(cells | {column.name: self._key_value(column) for column in own})
+            made.append(cells | {column.name: self._key_value(column) for column in own})
             if heavy is not None:
                 value = values.large(heavy, self._next(), HEAVY_BYTES, self.chance)
-                rows[-1][heavy.name] = value
+                made[-1][heavy.name] = value
         names = ", ".join(map(quoted, cells))
         marks = ", ".join("?" * len(cells))
         conn.executemany(
             f"INSERT INTO {quoted(table.name)} ({names}) VALUES ({marks})",
-            [tuple(row.values()) for row in rows],
+            [tuple(row.values()) for row in made],
         )
-        keys = [tuple(row[column.name] for column in table.key) for row in rows]
+        keys = [tuple(row[column.name] for column in table.key) for row in made]
         return [write for key in keys for write in self._noted(conn, table, key, Verb.INSERT, {})]
 
     def _is_small(self, conn: sqlite3.Connection) -> bool:
-        return sum(_count(conn, table) for table in self.tables) < LARGE_DATABASE_ROWS
+        return sum(rows.count(conn, table) for table in self.tables) < LARGE_DATABASE_ROWS
 
     # Values.
 
@@ -403,7 +399,7 @@ class RandomWrites:
         """A new row's cells; None where it would have to refer to what is not there."""
         cells: dict[str, Value] = {}
         for column in table.columns:
-            parent = _parent_of(table, column)
+            parent = rows.parent_of(table, column)
             if parent is not None:
                 continue
             if column.key and self.chance.random() < 0.15:
@@ -424,11 +420,11 @@ class RandomWrites:
         return cells
 
     def _cell(self, conn: sqlite3.Connection, table: Table, column: Column) -> Value:
-        foreign_key = _parent_of(table, column)
+        foreign_key = rows.parent_of(table, column)
         if foreign_key is not None:
             found = self._parent_values(conn, table, foreign_key)
             return found[column.name] if found is not None else None
-        unique = column.name in _unique_columns(table)
+        unique = column.name in rows.unique_columns(table)
         # Of a pair, each is the same more often, or both would hardly ever be.
         alone = any(index.unique and index.columns == (column.name,) for index in table.indexes)
         if unique and self.chance.random() < (0.2 if alone else 0.4):
@@ -440,23 +436,23 @@ class RandomWrites:
     def _parent_values(
         self, conn: sqlite3.Connection, table: Table, foreign_key: ForeignKey
     ) -> dict[str, Value] | None:
-        columns = [_column(table, name) for name in foreign_key.columns]
+        columns = [rows.column(table, name) for name in foreign_key.columns]
         nullable = not any(column.notnull or column.key for column in columns)
         if nullable and self.chance.random() < 0.2:
             return dict.fromkeys(foreign_key.columns)
         names = ", ".join(quoted(name) for name in foreign_key.parent_columns)
-        rows = conn.execute(f"SELECT {names} FROM {quoted(foreign_key.parent)}").fetchall()
-        if not rows:
+        parents = conn.execute(f"SELECT {names} FROM {quoted(foreign_key.parent)}").fetchall()
+        if not parents:
             return dict.fromkeys(foreign_key.columns) if nullable else None
         return dict(
-            zip(foreign_key.columns, self.chance.choice(sorted(rows, key=repr)), strict=True)
+            zip(foreign_key.columns, self.chance.choice(sorted(parents, key=repr)), strict=True)
         )
 
     def _ends(self, conn: sqlite3.Connection, table: Table, cells: Cells) -> dict[str, Value]:
         """Now and then the empty or the last value that a type has, for one cell of a row that is
         new to everybody: no other write has it, and the first file has all UNIQUE indexes."""
         fresh = any(
-            _parent_of(table, column) is None
+            rows.parent_of(table, column) is None
             and values.occurs_once(column)
             and cells[column.name] not in _shared_keys(column)
             for column in table.key
@@ -464,9 +460,9 @@ class RandomWrites:
         if not (self.at_first and fresh and self.chance.random() < 0.3):
             return {}
         known = sum(index.unique for index in table.indexes)
-        if _unique_indexes(conn, table) != known:
+        if rows.unique_indexes(conn, table) != known:
             return {}
-        free = [column for column in table.cells if is_free(table, column)]
+        free = [column for column in table.cells if rows.is_free(table, column)]
         column = self.chance.choice(free) if free else None
         value = values.last(column, self.chance) if column is not None else None
         return {} if column is None or value is None else {column.name: value}
@@ -491,12 +487,12 @@ class RandomWrites:
     # Rows.
 
     def _some_key(self, conn: sqlite3.Connection, table: Table) -> Key | None:
-        count = _count(conn, table)
+        count = rows.count(conn, table)
         if not count:
             return None
         # Rows that everybody writes now and then, beside those that few do.
         place = self.chance.randrange(min(count, 8) if self.chance.random() < 0.5 else count)
-        return _keys(conn, table, "1", (), limit=1, offset=place)[0]
+        return rows.keys(conn, table, "1", (), limit=1, offset=place)[0]
 
     def _some_rows(
         self, conn: sqlite3.Connection, table: Table, rows_max: int
@@ -511,12 +507,12 @@ class RandomWrites:
         drawn = self.chance.random()
         if drawn < 0.3 and table.cells:
             column = self.chance.choice(table.cells)
-            value = (read(conn, table, first) or {})[column.name]
+            value = (rows.read(conn, table, first) or {})[column.name]
             where = f"{quoted(column.name)} IS ?"
-            if len(_keys(conn, table, where, (value,), limit=rows_max + 1)) <= rows_max:
+            if len(rows.keys(conn, table, where, (value,), limit=rows_max + 1)) <= rows_max:
                 return where, (value,)
         many = self.chance.randint(2, rows_max)
-        found = _keys(conn, table, f"({keys}) >= ({marks})", first, limit=many)
+        found = rows.keys(conn, table, f"({keys}) >= ({marks})", first, limit=many)
         if not found:
             return "0", ()
         if drawn < 0.7:
@@ -528,7 +524,11 @@ class RandomWrites:
         self, conn: sqlite3.Connection, table: Table, keys: Iterable[Key]
     ) -> list[tuple[Table, Key]]:
         """Rows, and those that would be changed with them if they went."""
-        return [row for key in keys for row in ((table, key), *self._below(conn, table, key))]
+        return [
+            row
+            for key in keys
+            for row in ((table, key), *rows.changed_with(conn, self.tables, table, key))
+        ]
 
     def _seen_to_do(
         self,
@@ -537,13 +537,15 @@ class RandomWrites:
         action: Callable[[], object],
     ) -> list[Write]:
         """Do something, and tell what it did to these rows."""
-        before = {(table.name, key): (table, read(conn, table, key)) for table, key in concerned}
+        before = {
+            (table.name, key): (table, rows.read(conn, table, key)) for table, key in concerned
+        }
         action()
         writes: list[Write] = []
         for (name, key), (table, cells) in before.items():
             if cells is None:
                 writes += self._noted(conn, table, key, Verb.INSERT, {})
-            elif read(conn, table, key) is None:
+            elif rows.read(conn, table, key) is None:
                 writes.append(Write(Verb.DELETE, name, key, {}, cells))
             elif cells:
                 writes += self._noted(conn, table, key, Verb.UPDATE, cells)
@@ -552,7 +554,7 @@ class RandomWrites:
     def _noted(
         self, conn: sqlite3.Connection, table: Table, key: Key, verb: Verb, before: Cells
     ) -> list[Write]:
-        after = read(conn, table, key)
+        after = rows.read(conn, table, key)
         if after is None:
             return []
         changed = {name: value for name, value in after.items() if name not in before}
@@ -563,132 +565,6 @@ class RandomWrites:
         }
         return [Write(verb, table.name, key, changed, before)] if changed or not before else []
 
-    def _children(self, table: Table) -> list[tuple[Table, ForeignKey]]:
-        return [
-            (child, foreign_key)
-            for child in self.tables
-            for foreign_key in child.foreign_keys
-            if ascii_lower(foreign_key.parent) == ascii_lower(table.name)
-        ]
-
-    def _refers(self, table: Table, place: int) -> bool:
-        return _parent_of(table, table.key[place]) is not None
-
-    def _below(
-        self, conn: sqlite3.Connection, table: Table, key: Key, depth: int = 4
-    ) -> Iterator[tuple[Table, Key]]:
-        """Rows that a deletion would change by a foreign key's action."""
-        found = read(conn, table, key)
-        if found is None:
-            return
-        row = found | _by_name(table, key)
-        for child, foreign_key in self._children(table):
-            if depth == 0 or foreign_key.on_delete in ("NO ACTION", "RESTRICT"):
-                continue
-            referred = [_named(row, name) for name in foreign_key.parent_columns]
-            where = " AND ".join(f"{quoted(name)} = ?" for name in foreign_key.columns)
-            for below in _keys(conn, child, where, referred):
-                yield child, below
-                if foreign_key.on_delete == "CASCADE":
-                    yield from self._below(conn, child, below, depth - 1)
-
 
 def _shared_keys(column: Column) -> list[Value]:
     return [values.plain(column, number + 1) for number in range(SHARED_KEYS)]
-
-
-def is_free(table: Table, column: Column) -> bool:
-    """Whether any value fits a column: it refers to nothing, and need not be unique."""
-    return _parent_of(table, column) is None and column.name not in _unique_columns(table)
-
-
-def read(conn: sqlite3.Connection, table: Table, key: Key) -> dict[str, Value] | None:
-    """The cells of one row by column name; None when it is not there."""
-    names = [column.name for column in table.cells]
-    columns = ", ".join(map(quoted, names)) or "1"
-    found = conn.execute(
-        f"SELECT {columns} FROM {quoted(table.name)} WHERE {_is_key(table)}", key
-    ).fetchone()
-    return None if found is None else dict(zip(names, found, strict=False))
-
-
-def _run(
-    conn: sqlite3.Connection, statement: str, cells: Cells, behind: str = ""
-) -> sqlite3.Cursor:
-    names = ", ".join(map(quoted, cells))
-    marks = ", ".join("?" * len(cells))
-    return conn.execute(f"{statement} ({names}) VALUES ({marks}){behind}", tuple(cells.values()))
-
-
-def _update(
-    conn: sqlite3.Connection, table: Table, key: Key, cells: Cells, verb: str = "UPDATE"
-) -> None:
-    sets = ", ".join(f"{quoted(name)} = ?" for name in cells)
-    sql = f"{verb} {quoted(table.name)} SET {sets} WHERE {_is_key(table)}"
-    conn.execute(sql, (*cells.values(), *key))
-
-
-def _is_key(table: Table) -> str:
-    return " AND ".join(f"{quoted(column.name)} IS ?" for column in table.key)
-
-
-def _keys(
-    conn: sqlite3.Connection,
-    table: Table,
-    where: str,
-    given: Sequence[Value],
-    *,
-    limit: int = -1,
-    offset: int = 0,
-) -> list[Key]:
-    """The keys of the rows that a condition is true of, in order."""
-    names = ", ".join(quoted(column.name) for column in table.key)
-    rows = conn.execute(
-        f"SELECT {names} FROM {quoted(table.name)} WHERE {where} ORDER BY {names} LIMIT ? OFFSET ?",
-        (*given, limit, offset),
-    )
-    return [tuple(row) for row in rows.fetchall()]
-
-
-def _count(conn: sqlite3.Connection, table: Table) -> int:
-    (count,) = conn.execute(f"SELECT count(*) FROM {quoted(table.name)}").fetchone()
-    return int(count)
-
-
-def _unique_indexes(conn: sqlite3.Connection, table: Table) -> int:
-    """How many a file has beside the key's, those too that stay there."""
-    (count,) = conn.execute(
-        "SELECT count(*) FROM pragma_index_list(?) WHERE \"unique\" AND origin <> 'pk'",
-        (table.name,),
-    ).fetchone()
-    return int(count)
-
-
-def _by_name(table: Table, key: Key) -> dict[str, Value]:
-    return dict(zip((column.name for column in table.key), key, strict=True))
-
-
-def _parent_of(table: Table, column: Column) -> ForeignKey | None:
-    for foreign_key in table.foreign_keys:
-        if column.name in foreign_key.columns:
-            return foreign_key
-    return None
-
-
-def _column(table: Table, name: str) -> Column:
-    found = table.column(name)
-    assert found is not None
-    return found
-
-
-def _named(row: Cells, name: str) -> Value:
-    return next(value for each, value in row.items() if ascii_lower(each) == ascii_lower(name))
-
-
-def _unique_columns(table: Table) -> set[str]:
-    return {name for index in table.indexes if index.unique for name in index.columns}
-
-
-def occurs_once(column: Column) -> bool:
-    """Whether a workload's values of this column differ, each from all others."""
-    return values.occurs_once(column)

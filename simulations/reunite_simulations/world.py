@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import random
 import sqlite3
+import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from reunite.cells.register import Value
-from reunite.errors import ReuniteError
-from reunite.schema import Table, read_table, table_names
+from reunite.schema import Table, read_table
 from reunite_simulations import conflicts, faults, observe
 from reunite_simulations.chance import EventChance
 from reunite_simulations.checkers import Checker, all_checkers
@@ -27,6 +27,7 @@ from reunite_simulations.conflicts import Conflicts
 from reunite_simulations.history import History, Outcome, Read, Strike
 from reunite_simulations.network import Network
 from reunite_simulations.nodes import EPOCH_MS, Client, Clock, Crashed, RelayNode, copy_files
+from reunite_simulations.origin import need_tables, tables_of
 from reunite_simulations.transactions import Workload, transact
 from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE, Mix
 from reunite_transport.client_session import Acknowledged, Event, GaveUp, Live, Received, Refilling
@@ -43,6 +44,9 @@ PAGES_MAX: Final = 200
 CLOCKS_MS: Final = ((0.0, 3), (300.0, 8), (5e3, 4), (600e3, 3), (365 * 86_400e3, 2))
 # A relay keeps what it is told; the report keeps this many events.
 EVENTS_MAX: Final = 500_000
+# Not of the design: what broke is the code itself, and the message says where.
+NO_CRASH: Final = "no crash of the code itself"
+FRAMES_TOLD: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ class Report:
     # Frames and bytes by sender, receiver and tenth of a second.
     traffic: Mapping[tuple[str, str, int], tuple[int, int]] = field(default_factory=dict)
     conflicts: Conflicts = field(default_factory=Conflicts)
+    # Tables that cannot be synced, and why.
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class World:
@@ -140,7 +146,8 @@ class World:
             for checker in all_checkers()
             if not settings.promises or checker.promise in settings.promises
         ]
-        self._tables: list[Table] = []
+        self._tables: Sequence[Table] = []
+        self._left_out: Mapping[str, str] = {}
         # As last read, with the version of the file's schema.
         self._own_tables: dict[Path, tuple[int, Sequence[Table]]] = {}
         self._healed = False
@@ -347,6 +354,7 @@ class World:
             happenings=self.happenings,
             traffic=self.network.counts.traffic,
             conflicts=became,
+            left_out=self._left_out,
             history=self.history,
         )
 
@@ -366,9 +374,8 @@ class World:
             conn.executescript(settings.schema)
         conn.execute("PRAGMA journal_mode = WAL")
         conn.execute(APPEND_SQL)
-        self._tables = [
-            read_table(conn, name) for name in table_names(conn) if _can_be_tracked(conn, name)
-        ]
+        self._tables, self._left_out = tables_of(conn)
+        need_tables(self._tables, self._left_out, str(settings.database or "the schema"))
         self.initial = {table.name: observe.rows(conn, table) for table in self._tables}
         conn.close()
         rows = sum(map(len, self.initial.values()))
@@ -515,19 +522,14 @@ class World:
 
     def _finished(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            error = task.exception()
-            self.violations.append(Violation("no fault of ours", self.now(), repr(error)))
-            self.note("violation", "no fault of ours", repr(error))
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        frames = traceback.extract_tb(error.__traceback__)[-FRAMES_TOLD:]
+        places = [f"{Path(each.filename).name}:{each.lineno} in {each.name}" for each in frames]
+        said = f"{error!r} at {', '.join(places)}"
+        self.violations.append(Violation(NO_CRASH, self.now(), said))
+        self.note("violation", NO_CRASH, said)
 
 
 def _digest(documents: observe.Documents) -> str:
     return hashlib.sha256(repr(sorted(documents.items())).encode()).hexdigest()
-
-
-def _can_be_tracked(conn: sqlite3.Connection, name: str) -> bool:
-    try:
-        read_table(conn, name)
-    except ReuniteError:
-        return False
-    return True

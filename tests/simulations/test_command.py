@@ -85,6 +85,16 @@ def test_a_database_that_nobody_wrote_for_it_is_simulated_and_left_alone() -> No
         (["--database", "absent.db"], 1, "absent.db cannot be read"),
         (["--replicas", "0"], 2, "replicas"),
         (["--only", "crash:1"], 2, "give --seed too"),
+        (["--only", "crash", "--seed", "1"], 2, "'crash' is no event"),
+        (["--only", "rain:1", "--seed", "1"], 2, "'rain:1' is no event"),
+        (["--only", "", "--seed", "1"], 2, "no event is named"),
+        (["--seed", "1", "--seeds", "2"], 2, "give one of them"),
+        (["--minutes", "nan"], 2, "minutes"),
+        (["--minutes", "inf"], 2, "minutes are inf"),
+        (["--minutes", "0.001"], 2, "minutes"),
+        (["--faults", ""], 2, "no fault is named"),
+        (["--report", "absent/out.html"], 1, "there is no folder"),
+        (["--report", "."], 1, "it is a folder"),
     ],
 )
 def test_a_wrong_call_says_what_is_wrong(arguments: list[str], code: int, said: str) -> None:
@@ -104,15 +114,18 @@ def test_a_violation_is_told_with_its_seed_commit_history_and_what_replays_it() 
     assert violation["seed"] == found["seeds"][-1]
     assert violation.keys() == {"seed", "promise", "at", "message"}
     assert failure["commit"]
-    assert f"commit {failure['commit']}" in ran.stderr
+    assert f"reunite {failure['commit']}" in ran.stderr
     assert failure["history"]
     assert failure["replay"] in ran.stderr
     reunite, simulates, *again = shlex.split(failure["replay"])
     assert (reunite, simulates) == ("reunite", "simulate")
     replayed = simulate(*again, "--shrink-seconds", "0", command=broken)
     assert replayed.returncode == 1
-    told, retold = (text.partition("run it again:")[0] for text in (ran.stderr, replayed.stderr))
-    assert told.endswith(retold)
+    told, retold = (
+        text[text.index(" at ") :].partition("run it again:")[0]
+        for text in (ran.stderr, replayed.stderr)
+    )
+    assert told.replace("the shortest history that was found", "its history") == retold
     assert simulate(*again).returncode == 0
 
 
@@ -124,11 +137,198 @@ def test_an_interrupted_run_says_what_was_done() -> None:
         text=True,
     ) as process:
         assert process.stderr is not None
+        assert "100 seeds of 2 replicas" in process.stderr.readline()
         assert "of 100 seeds done" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         told, _ = process.communicate()
     assert process.returncode == 130
     assert json.loads(told)["seeds"] == list(range(1, len(json.loads(told)["seeds"]) + 1))
+
+
+def test_what_is_asked_is_said_before_it_is_run() -> None:
+    ran = simulate("--seed", "3", "--replicas", "1", "--relays", "1", "--minutes", "0.02")
+    assert ran.stderr.startswith("1 seed of 1 replica and 1 relay, 0.02 virtual minutes each\n")
+
+
+def test_the_first_seed_counts_when_it_is_interrupted(tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    with subprocess.Popen(
+        [*COMMAND, "--minutes", "600", "--seeds", "1", "--json", "--report", str(page)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert "1 seed of 10 replicas" in process.stderr.readline()
+        assert "0 of 1 seed done" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        told, complaint = process.communicate()
+    assert process.returncode == 130
+    found = json.loads(told)
+    assert found["seeds"] == []
+    assert found["rows_written"] > 0
+    assert found["checks"]["convergence"] > 0
+    assert "was not written: no seed was finished" in complaint
+    assert not page.exists()
+
+
+@pytest.mark.parametrize("of", ["schema", "database", "other"])
+def test_a_page_is_not_written_over_what_is_none(tmp_path: Path, of: str) -> None:
+    schema, database, other = (tmp_path / f"a.{of}" for of in ("schema", "database", "other"))
+    schema.write_text("CREATE TABLE t (id INTEGER PRIMARY KEY, x TEXT)")
+    with sqlite3.connect(database) as conn:
+        conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x TEXT)")
+    conn.close()
+    other.write_text("dear diary")
+    target = {"schema": schema, "database": database, "other": other}[of]
+    before = target.read_bytes()
+    origin: list[str | Path] = (
+        ["--database", database] if of == "database" else ["--schema", schema]
+    )
+    ran = simulate(*origin, "--report", target, "--seed", "1")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "name another file" in ran.stderr
+    assert target.read_bytes() == before
+
+
+def test_a_failure_is_told_though_its_page_cannot_be_written(tmp_path: Path) -> None:
+    code = BROKEN.replace("knows-duplicates-by-number", "shows-without-merging")
+    # The folder goes away while the world runs.
+    code = code.replace(
+        "    main()",
+        """
+    import shutil
+    from reunite_simulations import command
+    run = command.run_seed
+    command.run_seed = lambda *a: [run(*a), shutil.rmtree(sys.argv[-1])][0]
+    main()
+""",
+    )
+    page = tmp_path / "gone" / "out.html"
+    page.parent.mkdir()
+    arguments = ["--seed", "1", "--replicas", "3", "--minutes", "1", "--shrink-seconds", "0"]
+    broken = [sys.executable, "-c", code.replace("sys.argv[-1]", repr(str(page.parent)))]
+    ran = simulate("simulate", *arguments, "--report", page, command=broken)
+    assert ran.returncode == 1
+    assert "\nseed 1 at " in ran.stderr
+    assert "\nits history, " in ran.stderr
+    assert "run it again: reunite simulate --seed 1" in ran.stderr
+    assert "out.html was not written" in ran.stderr
+
+
+def test_a_temporary_folder_without_room_is_named_and_no_promise_is_called_broken(
+    tmp_path: Path,
+) -> None:
+    code = """
+import resource, sys
+from reunite_transport.__main__ import main
+sys.argv[0] = "reunite"
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+main()
+"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path))
+        patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        ran = simulate(
+            *("simulate", "--seed", "3", "--minutes", "0.1"),
+            command=[sys.executable, "-c", code],
+        )
+    assert ran.returncode == 1
+    assert f"seed 3 ran out of room in {tmp_path}" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "promise" not in ran.stderr
+
+
+def test_an_error_of_the_simulator_itself_names_its_seed() -> None:
+    code = """
+import sys
+from reunite_simulations import world
+from reunite_transport.__main__ import main
+sys.argv[0] = "reunite"
+def fail(_world):
+    raise LookupError("a slip")
+world.conflicts.found = fail
+main()
+"""
+    ran = simulate(
+        *("simulate", "--seed", "6", "--replicas", "1", "--minutes", "0.1"),
+        command=[sys.executable, "-c", code],
+    )
+    assert ran.returncode == 1
+    assert "in the world of seed 6" in ran.stderr
+    assert "seed 6 could not be run: LookupError('a slip')" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("", "it has no tables"),
+        ("CREATE VIEW v AS SELECT 1 AS a", "it has no tables"),
+        ("CREATE TABLE t (a)", "no table that can be synced: t: has no primary key"),
+        ("CREATE TABLE simulated_append (id TEXT PRIMARY KEY)", "'simulated_append'"),
+        ("CREATE TABLE _Reunite_x (id TEXT PRIMARY KEY)", "'_Reunite_x'"),
+        ("BEGIN; CREATE TABLE t (id TEXT PRIMARY KEY)", "does not end it"),
+        ("ATTACH 'evil.db' AS e; CREATE TABLE e.t (id TEXT PRIMARY KEY)", "attaches another file"),
+        ("CREATE TABL t", "syntax error"),
+    ],
+)
+def test_a_schema_that_no_world_can_begin_with_is_refused(
+    tmp_path: Path, sql: str, said: str
+) -> None:
+    schema = tmp_path / "a.sql"
+    schema.write_text(sql)
+    ran = simulate("--schema", schema, "--seed", "1")
+    assert ran.returncode in (1, 2)
+    assert ran.stderr.startswith(f"reunite: {schema}")
+    assert said in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [schema]
+    assert not Path("evil.db").exists()
+
+
+def test_tables_that_are_left_out_are_named(tmp_path: Path) -> None:
+    schema, page = tmp_path / "a.sql", tmp_path / "a.html"
+    schema.write_text(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, x); CREATE TABLE u (a);"
+        " CREATE VIRTUAL TABLE f USING fts5(x);"
+    )
+    ran = simulate(
+        *("--schema", schema, "--seed", "1", "--replicas", "2", "--minutes", "0.1"),
+        *("--report", page, "--json"),
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "left out: u: has no primary key" in ran.stderr
+    assert set(json.loads(ran.stdout)["left_out"]) == {"u", "f"}
+    assert "has no primary key" in page.read_text()
+
+
+def test_the_folder_of_a_database_in_wal_mode_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "wal.db"
+    conn = sqlite3.connect(path, isolation_level=None)
+    conn.execute("PRAGMA journal_mode = WAL")
+    conn.execute("CREATE TABLE in_main (id INTEGER PRIMARY KEY, x)")
+    conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    conn.close()
+    for open_too in (False, True):
+        if open_too:
+            conn = sqlite3.connect(path, isolation_level=None)
+            conn.execute("CREATE TABLE in_wal (id INTEGER PRIMARY KEY, x)")
+        before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+        assert ("wal.db-wal" in before) == open_too
+        ran = simulate(
+            *("--database", path, "--seed", "1", "--replicas", "2", "--minutes", "0.1", "--json")
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+    conn.close()
+
+
+def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "torn.db"
+    path.write_bytes(b"SQLite format 3\0" + b"\xff" * 4096)
+    ran = simulate("--database", path)
+    assert ran.returncode == 1
+    assert "torn.db cannot be read" in ran.stderr
 
 
 def test_a_file_that_is_tracked_is_refused(tmp_path: Path) -> None:

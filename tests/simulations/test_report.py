@@ -14,7 +14,7 @@ from reunite_simulations.seeds import own_schema, run_seed
 from reunite_simulations.world import Happening, Report, Settings, Violation
 
 HOSTILE = "<script>alert('\"&')</script>"
-VOID = {"meta", "path", "circle", "use", "br"}
+VOID = {"meta", "path", "circle", "use", "br", "wbr"}
 
 
 class Elements(HTMLParser):
@@ -186,6 +186,41 @@ def test_a_long_world_stays_a_page_that_opens_quickly(clients: int) -> None:
     html = page(told(*happenings), "again")
     assert len(Elements(html).of("at")) <= MOMENTS_MAX + 2
     assert len(html) < 3_000_000
+
+
+def test_copies_are_told_from_the_clients_that_were_asked_for() -> None:
+    report = told(*began("relay1", "client1", "client2", "client1-copy1", "client2-copy2"))
+    assert "2 clients, 2 copies of their files and 1 relay on" in page(report, "again")
+    assert "1 client and 2 relays on" in page(told(*began("relay1", "relay2", "client1")), "again")
+
+
+def test_equal_contents_are_the_base_line() -> None:
+    looks = [Happening(at, "look", (count, 0)) for at, count in ((10.0, 3), (20.0, 2), (30.0, 1))]
+    html = page(told(*began("client1"), *looks), "again")
+    assert "different contents: at most 3, in the end all equal" in html
+    assert 'd="M0 8.0H333.3V53.0H666.7V98.0H1000.0"' in html
+    assert html.count("nothing queued</small>") == 2
+    assert len(Elements(html).of("curve", "flat")) == 1
+
+
+def test_a_failing_page_begins_with_what_broke_and_says_which_side_is_which() -> None:
+    message = "table 't' differs on client2: [((1,), None, (1, 'a'))]"
+    html = page(told(*began("client1", "relay1"), violations=(message,)), "again")
+    assert html.index("differs on client2") < html.index("Seed <b>1</b>")
+    assert "(of each row: its key, what client2 has, what the relay has)" in html
+    elements = Elements(html)
+    assert elements.of("row", "curve") == elements.of("row", "all") == []
+    assert elements.of("violations")
+    assert "breaks all by itself" in html
+
+
+def test_a_long_key_can_be_broken_after_what_divides_it() -> None:
+    key = "6f9619ff-8b86-d011-b42d-00c04fc964ff"
+    one, other = Side("client1", 1.0, {"a": "&" * 20}), Side("client2", 2.0, {"b": 1})
+    report = told(*began("client1"), conflicts=Conflicts([Merged("todo", (key,), one, other)], []))
+    html = page(report, "again")
+    assert "todo 6f9619ff-<wbr>8b86-<wbr>d011-<wbr>b42d-<wbr>00c04fc964ff" in html
+    assert "&amp;" * 12 + "<wbr>" + "&amp;" * 8 in html
 
 
 def test_a_world_in_which_nothing_happened_has_a_page() -> None:

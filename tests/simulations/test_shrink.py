@@ -1,13 +1,20 @@
 """A failing world is made small, and what is left fails again in the same way."""
 
+import json
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 
+import pytest
+
 from reunite_simulations import faults
+from reunite_simulations.asked import MINUTES_MIN
 from reunite_simulations.canaries import CANARIES
 from reunite_simulations.failure import command_line, told
 from reunite_simulations.seeds import own_schema, run_seed
-from reunite_simulations.shrink import shrink
-from reunite_simulations.world import Settings
+from reunite_simulations.shrink import look_into, shape, shrink
+from reunite_simulations.world import Report, Settings
 
 ALL = Settings(seed=5, schema=own_schema(), replicas=4, minutes=2.0, faults=faults.named("all"))
 
@@ -46,8 +53,68 @@ def test_a_failure_shrinks_to_a_few_events_and_replays_exactly() -> None:
     line = command_line(small.settings)
     assert line.startswith("reunite simulate --seed 4 --replicas")
     lines = "\n".join(told(small, line))
-    for part in ("seed 4 at", "commit ", "copied:1", "INSERT INTO", f"run it again: {line}"):
+    for part in ("seed 4 at", "reunite ", "copied:1", "INSERT INTO", f"run it again: {line}"):
         assert part in lines
+
+
+def test_a_run_that_fails_in_another_way_or_not_at_all_is_no_smaller_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with CANARIES["shows-without-merging"]():
+        report = run_seed(replace(ALL, seed=1))
+    first = report.violations[0]
+    others = [replace(first, message=f"{first.message} by far"), replace(first, promise="liveness")]
+
+    def another(settings: Settings) -> Report:
+        if not others:
+            raise LookupError("a run that cannot even be run")
+        return replace(report, settings=settings, violations=[others.pop()])
+
+    monkeypatch.setattr("reunite_simulations.shrink.run_seed", another)
+    small = shrink(report, runs=5)
+    assert others == []
+    assert small.violations == report.violations
+    assert small.settings.minutes == report.settings.minutes
+
+
+def test_an_interrupted_search_keeps_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    with CANARIES["shows-without-merging"]():
+        report = run_seed(replace(ALL, seed=1))
+    runs = 0
+
+    def interrupted(settings: Settings) -> Report:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            raise KeyboardInterrupt
+        return replace(report, settings=settings)
+
+    monkeypatch.setattr("reunite_simulations.shrink.run_seed", interrupted)
+    assert shrink(report).settings.minutes < report.settings.minutes
+    runs = 1
+    assert look_into(report, seconds=9).report.violations == report.violations
+
+
+def test_a_message_has_the_same_shape_whomever_it_is_about() -> None:
+    one = "client4-copy1 lost ['6000010001.0.1', (1, None, \"it's\")]"
+    assert shape(one) == shape("client2 lost []") == "lost"
+    two = "todo (1,) title: 'a' is older than 3 of client1, and won"
+    assert shape(two, {"todo", "title"}) == "is older than of , and won"
+    wedge = shape("client1 is at commit 5, the relay at 9")
+    assert wedge != shape("client1 still has 2 changesets queued and 0 pages waiting")
+
+
+def test_the_smallest_world_that_shrinking_makes_is_accepted_by_the_command() -> None:
+    settings = Settings(seed=1, schema=own_schema(), replicas=1, relays=1, minutes=MINUTES_MIN)
+    line = command_line(replace(settings, only=frozenset({"client1:1"})))
+    ran = subprocess.run(
+        [sys.executable, "-m", "reunite_transport", *shlex.split(line)[1:], "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["seeds"] == [1]
 
 
 def test_nothing_is_spent_that_was_not_given() -> None:

@@ -13,8 +13,10 @@ from reunite.cells.register import Value, same
 from reunite.schema import Table, read_table, table_names
 from reunite_simulations import observe
 from reunite_simulations.history import Key, Verb, Write
+from reunite_simulations.rows import is_free, read
 from reunite_simulations.seeds import own_schema
-from reunite_simulations.workload import APPEND_SQL, Mix, RandomWrites, is_free, occurs_once, read
+from reunite_simulations.values import occurs_once
+from reunite_simulations.workload import APPEND_SQL, Mix, RandomWrites
 
 # Names that need quotes, generated columns, no key that is one column, and children everywhere.
 ODD_SCHEMA = '''
