@@ -246,6 +246,15 @@ def goes_on_in_a_lost_history() -> AbstractContextManager[object]:
     return patch.object(sqlite_store, "_head_in", head_in)
 
 
+def keeps_no_trace() -> AbstractContextManager[object]:
+    """What is given up is told of, and not kept in the file."""
+
+    def forget(*_arguments: object) -> None:
+        return None
+
+    return patch.object(verdicts, "record_entry", forget)
+
+
 # As the engine was.
 
 
@@ -329,6 +338,7 @@ CANARIES: Final[Mapping[str, Canary]] = {
         folds_against_the_document,
         shows_page_by_page,
         goes_on_in_a_lost_history,
+        keeps_no_trace,
         forgets_waiting_acknowledgements,
         answers_every_copy_of_a_pull,
         offers_wrong_times_for_ever,

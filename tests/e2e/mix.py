@@ -82,7 +82,9 @@ async def run_mix(settings: Settings, folder: Path) -> Report:
         for client in mix.clients:
             await client.stop()
             if client.process.returncode:
-                mix.violations.append(f"no fault of ours: {client.name} did not end in order")
+                mix.violations.append(
+                    f"no crash of the code itself: {client.name} did not end in order"
+                )
         await copy_store(mix.server.url, folder / "store.db")
         remains = Remains(
             first=folder / "first.db",

@@ -176,7 +176,7 @@ class Mix:
             if node.process.returncode is not None and not node.turn.locked():
                 said = f"{node.name} ended by itself: exit code {node.process.returncode}"
                 self.note(said)
-                self.violations.append(f"no fault of ours: {said}")
+                self.violations.append(f"no crash of the code itself: {said}")
 
     def heal(self) -> None:
         """All is well from now on."""
