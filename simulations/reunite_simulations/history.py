@@ -70,6 +70,8 @@ class Transaction:
     # Written after this machine's clock had been changed under a running app: when it says that it
     # was written is anybody's guess.
     mistimed: bool = False
+    # A copy of its file went back to before it, and may notice it once more as an edit of its own.
+    returns: bool = False
 
     @property
     def rows_written(self) -> int:
@@ -140,8 +142,9 @@ class History:
     def doubt(self, client: str, since: float) -> None:
         """What this client wrote after a moment may be gone, and nobody is to blame."""
         for transaction in self.transactions:
-            if transaction.client == client and transaction.at >= since:
-                transaction.doubtful = True
+            if transaction.at >= since:
+                transaction.doubtful |= transaction.client == client
+                transaction.returns |= client.startswith(f"{transaction.client}-copy")
 
     def mistime(self, client: str, since: float) -> None:
         """This client's clock is wrong from now on, and dates what it has not sent yet anew."""

@@ -39,6 +39,8 @@ QUIET_SECONDS: Final = 30.0
 PAGE_ROWS_MAX: Final = (2, 7, 5_000)
 # A load of a large database is cut into this many pages at most, or it would take most of the time.
 PAGES_MAX: Final = 200
+# Measured worse than this, a clock dates edits that nobody can order; see `CLOSE_SECONDS`.
+MEASURED_MS_MAX: Final = 1_200
 # How far a machine's clock is off all the time, at most, and how many of them are. What a relay's
 # answer tells of a clock corrects it, so no promise is less for it.
 CLOCKS_MS: Final = ((0.0, 3), (300.0, 8), (5e3, 4), (600e3, 3), (365 * 86_400e3, 2))
@@ -231,6 +233,11 @@ class World:
             self.note("rejected", client.name, event.reason, event.message, event.rows)
         elif isinstance(event, Live):
             self.note("live", client.name)
+            error_ms = client.clock() - self.true_ms() - client.replica.offset_ms()
+            if abs(error_ms) > MEASURED_MS_MAX:
+                # Answers were so slow that a wrong clock could not be known better.
+                self.history.mistime(client.name, client.settled_at)
+                self.note("mistimed", client.name, error_ms)
         elif isinstance(event, Received) and event.rows:
             self.note("received", client.name, event.rows, event.applied)
         elif isinstance(event, Acknowledged):

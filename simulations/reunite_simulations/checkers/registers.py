@@ -36,8 +36,8 @@ class _Edit:
     had_row: bool
     at: float
     certain: bool
-    # The file went back to before it, or to a moment when it was there and not noticed yet.
-    doubtful: bool
+    # A file went back to before it, or to a moment when it was there and not noticed yet.
+    returns: bool
     client: str
 
 
@@ -107,8 +107,10 @@ def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Ro
 
 
 def _note(row: _Row, write: Write, made: Transaction, certain: bool, *, derived: bool) -> None:
+    returns = made.doubtful or made.returns
+
     def edit(value: Value, before: Value, had_row: bool, certain: bool) -> _Edit:
-        return _Edit(value, before, had_row, made.at, certain, made.doubtful, made.client)
+        return _Edit(value, before, had_row, made.at, certain, returns, made.client)
 
     if write.verb is Verb.DELETE:
         row.deletes.append(edit(None, None, True, certain and not derived))
@@ -159,7 +161,7 @@ def _cell(
     known = value is None or any(same(value, each) for each in (started, default))
     if not own and not known:
         return f"{value!r} was never written there"
-    if not row.timed and any(edit.doubtful for edit in own):
+    if not row.timed and any(edit.returns for edit in own):
         # Noticed for the first time once more, it was another edit, as late as a clock may say.
         return None
     # What was there more than once says nothing of when it was.
