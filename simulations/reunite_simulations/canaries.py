@@ -1,8 +1,8 @@
 """Canaries: engines that are broken on purpose, each in one way that has lost data somewhere.
 
 A checker that has never failed proves nothing. Every canary must be caught by some checker within
-`SEEDS_MAX` seeds; the tests pin a seed that catches each. Those at the end are the engine as it was
-before a world found what was wrong with it.
+`SEEDS_MAX` seeds; the tests pin a seed that catches each. The last is the engine as it was before a
+world found what was wrong with it.
 """
 
 import sqlite3
@@ -12,13 +12,11 @@ from dataclasses import replace
 from typing import Any, Final, TypeAlias
 from unittest.mock import patch
 
-from reunite import capture, document, fold, inbox, outbox, verdicts
-from reunite.bookkeeping import Tracked
+from reunite import document, fold, inbox, outbox, verdicts
 from reunite.document import Document
 from reunite.payload import StatedRows, Statement
 from reunite.replica import Replica
 from reunite.state import State
-from reunite_transport import client_session
 from reunite_transport.messages import Verdict
 from reunite_transport.relay import service, sqlite_store
 from reunite_transport.relay.commit import Changeset, Outcome, commit_batch
@@ -27,7 +25,6 @@ from reunite_transport.relay.hub import Hub
 from reunite_transport.relay.sqlite_bookkeeping import Head, read_head
 from reunite_transport.relay.sqlite_store import SqliteStore
 from reunite_transport.relay.store import FeedPage, Greeting, Store, StoreError
-from reunite_transport.relay_session import RelaySession
 
 SEEDS_MAX: Final = 200
 
@@ -258,67 +255,9 @@ def keeps_no_trace() -> AbstractContextManager[object]:
 # As the engine was.
 
 
-def forgets_waiting_acknowledgements() -> AbstractContextManager[object]:
-    """Changesets that a waiting commit acknowledges are not known to be in after a reconnect."""
-
-    def forget_waiting(state: State) -> None:
-        state.conn.execute("DELETE FROM _reunite_inbox")
-        state.meta.load_seq = state.meta.load_within = state.meta.load_token = None
-        state.save("load_seq", "load_within", "load_token")
-
-    return patch.object(inbox, "forget_waiting", forget_waiting)
-
-
-def answers_every_copy_of_a_pull() -> AbstractContextManager[object]:
-    """A Pull that the network doubled is answered twice, and each answer asks for more."""
-
-    def awaits(_session: RelaySession, _seq: int, _within: bytes) -> bool:
-        return True
-
-    return patch.object(RelaySession, "_awaits", awaits)
-
-
-def offers_wrong_times_for_ever() -> AbstractContextManager[object]:
-    """After a restore, work that was refused for its time is offered again as it was."""
-
-    def keep(_state: State, _refused: outbox.Changeset) -> None:
-        return None
-
-    return patch.object(verdicts, "_withdraw_offers", keep)
-
-
-def dates_deletes_by_the_fold() -> AbstractContextManager[object]:
-    """Where vanished rows are looked for, all that are gone went just now."""
-    real = capture.capture_vanished
-
-    def capture_vanished(conn: sqlite3.Connection, tracked: Tracked, now_ms: int) -> None:
-        # What is not captured any more is captured once more.
-        gone = set(capture.vanished(conn, tracked))
-        names = [f"k{place}" for place in range(len(tracked.table.key))]
-        captured = conn.execute(
-            f"SELECT id, {', '.join(names)} FROM _reunite_log WHERE tbl = ?", (tracked.id,)
-        ).fetchall()
-        conn.executemany(
-            "UPDATE _reunite_log SET at = ? WHERE id = ?",
-            [(now_ms, line) for line, *key in captured if tuple(key) in gone],
-        )
-        real(conn, tracked, now_ms)
-
-    return patch.object(fold, "capture_vanished", capture_vanished)
-
-
 def refuses_large_documents() -> AbstractContextManager[object]:
     """A document over 64 KiB with cells of several stamps cannot be read."""
     return patch.object(document, "_is_array", lambda first: first >= 0x80)
-
-
-def trusts_slow_answers() -> AbstractContextManager[object]:
-    """What is known of a clock gives way to what any answer says, however late it is."""
-
-    def halfway(sent_ms: int, relay_ms: int, received_ms: int, _known_ms: int) -> int:
-        return (sent_ms + received_ms) // 2 - relay_ms
-
-    return patch.object(client_session, "_offset_ms", halfway)
 
 
 CANARIES: Final[Mapping[str, Canary]] = {
@@ -339,11 +278,6 @@ CANARIES: Final[Mapping[str, Canary]] = {
         shows_page_by_page,
         goes_on_in_a_lost_history,
         keeps_no_trace,
-        forgets_waiting_acknowledgements,
-        answers_every_copy_of_a_pull,
-        offers_wrong_times_for_ever,
-        dates_deletes_by_the_fold,
         refuses_large_documents,
-        trusts_slow_answers,
     )
 }

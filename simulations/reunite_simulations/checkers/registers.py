@@ -8,7 +8,7 @@ occur once name the write that they are of. A row is gone if its last deletion m
 than its last edit, and is there if it is the other way round.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -100,13 +100,19 @@ def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Ro
             row.timed = row.timed and not made.mistimed
             if write.verb is Verb.DELETE:
                 deleted.add(captured)
-            # What a parent's deletion does to a child is dropped when the child had moved on.
-            parents = {ascii_lower(each.parent) for each in tables[write.table].foreign_keys}
-            _note(row, write, made, certain, derived=not parents.isdisjoint(gone))
+            # What a parent's deletion, or new key, does to a child is dropped when the child had
+            # moved on.
+            derived = {
+                column
+                for each in tables[write.table].foreign_keys
+                if ascii_lower(each.parent) in gone
+                for column in each.columns
+            }
+            _note(row, write, made, certain, derived)
     return rows
 
 
-def _note(row: _Row, write: Write, made: Transaction, certain: bool, *, derived: bool) -> None:
+def _note(row: _Row, write: Write, made: Transaction, certain: bool, derived: Set[str]) -> None:
     returns = made.doubtful or made.returns
 
     def edit(value: Value, before: Value, had_row: bool, certain: bool) -> _Edit:
@@ -115,13 +121,13 @@ def _note(row: _Row, write: Write, made: Transaction, certain: bool, *, derived:
     if write.verb is Verb.DELETE:
         row.deletes.append(edit(None, None, True, certain and not derived))
         return
+    touched = write.verb is Verb.INSERT
     for column, value in write.cells.items():
         # Other programs may write NULL where it was before anybody looked.
-        known = certain and (value is not None or (made.own and not derived))
+        known = certain and column not in derived and (made.own or value is not None)
+        touched |= known
         was = write.before.get(column)
         row.edits.setdefault(column, []).append(edit(value, was, column in write.before, known))
-    shows = any(value is not None for value in write.cells.values())
-    touched = write.verb is Verb.INSERT or shows or (made.own and not derived)
     row.touches.append(edit(None, None, True, certain and touched))
 
 
