@@ -19,7 +19,7 @@ from reunite.clock import time_of
 from reunite.document import EMPTY, as_we_encode, decode, encode, latest_stamp, merge
 from reunite.errors import FormatError
 from reunite.keys import stored_key, unpack_key
-from reunite.payload import RowRef, Statement, pack_statement, unpack_statement
+from reunite.payload import Entry, RowRef, Statement, pack_statement, unpack_statement
 from reunite.state import State
 
 
@@ -115,7 +115,9 @@ def know(state: State, pairs: Iterable[tuple[int, int]]) -> None:
 def drop_reached(state: State) -> None:
     """Drop committed changesets whose commit the cursor has reached already."""
     lines = _Lines(state)
-    _note_seen(state, lines, _drop_reached(state, lines, state.meta.seq))
+    seen: dict[RowRef, int] = {}
+    _drop_reached(state, lines, state.meta.seq, seen)
+    _note_seen(state, lines, seen)
     changed = lines.changed()
     lines.save_unchanged(changed)
     apply_rows(state, changed)
@@ -150,7 +152,7 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
                     raise FormatError(f"a key of {tracked.table.name!r} has {len(values)} parts")
                 stated[RowRef(tracked.id, stored_key(values))] = as_we_encode(document)
         for number in statement.acknowledged:
-            seen |= _acknowledge(state, lines, number, stated)
+            _acknowledge(state, lines, number, stated, seen)
         lines.load(stated)
         for ref, document in stated.items():
             row = lines[ref]
@@ -161,7 +163,7 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
         if statement.complete:
             seq = statement.seq
     if seq:
-        seen |= _drop_reached(state, lines, seq)
+        _drop_reached(state, lines, seq, seen)
     _note_seen(state, lines, seen)
     changed = lines.changed()
     # First, so that a row which is not pending any more holds up nothing.
@@ -220,17 +222,25 @@ def _note_seen(state: State, lines: _Lines, time_by_row: Mapping[RowRef, int]) -
     outbox.note_seen(state, still_pending)
 
 
+def _saw(seen: dict[RowRef, int], entry: Entry) -> None:
+    """Note the time of an edit for those of its row that come after it."""
+    seen[entry.row] = max(seen.get(entry.row, 0), time_of(latest_stamp(entry.document)))
+
+
 def _acknowledge(
-    state: State, lines: _Lines, number: int, stated: dict[RowRef, bytes]
-) -> dict[RowRef, int]:
-    """Join a changeset with the base; returns the times of its edits of rows that were edited
-    again."""
+    state: State,
+    lines: _Lines,
+    number: int,
+    stated: dict[RowRef, bytes],
+    seen: dict[RowRef, int],
+) -> None:
+    """Join a changeset with the base. What rows that were edited again have seen of it is added
+    to `seen`."""
     changeset = outbox.by_number(state.conn, number)
     if changeset is None:
-        return {}
+        return
     entries = changeset.entries()
     lines.load(entry.row for entry in entries)
-    seen = {}
     for entry in entries:
         row = lines[entry.row]
         base = row.base
@@ -243,17 +253,15 @@ def _acknowledge(
         if row.changeset == changeset.id:
             row = row._replace(changeset=None, visible=None)
         else:
-            seen[entry.row] = time_of(latest_stamp(entry.document))
+            _saw(seen, entry)
         lines[entry.row] = row._replace(base=base)
     outbox.remove(state.conn, changeset.id)
     state.meta.acknowledged = max(state.meta.acknowledged, number)
-    return seen
 
 
-def _drop_reached(state: State, lines: _Lines, seq: int) -> dict[RowRef, int]:
+def _drop_reached(state: State, lines: _Lines, seq: int, seen: dict[RowRef, int]) -> None:
     """Drop the changesets that the relay committed at or before this seq; what they did has
-    arrived as rows. Returns the times of their edits of rows that were edited again."""
-    seen: dict[RowRef, int] = {}
+    arrived as rows. What rows that were edited again have seen of them is added to `seen`."""
     for changeset in outbox.reached(state.conn, seq):
         entries = changeset.entries()
         lines.load(entry.row for entry in entries)
@@ -265,9 +273,8 @@ def _drop_reached(state: State, lines: _Lines, seq: int) -> dict[RowRef, int]:
                 lines[entry.row] = row._replace(changeset=None, visible=None)
             else:
                 again.append(entry.row)
-                seen[entry.row] = time_of(latest_stamp(entry.document))
+                _saw(seen, entry)
         lines.update(made_visible(state, {ref: lines[ref] for ref in again}))
-    return seen
 
 
 def made_visible(state: State, rows: Mapping[RowRef, Row]) -> dict[RowRef, Row]:

@@ -314,15 +314,19 @@ def restamp(state: State) -> set[RowRef]:
 
 
 def note_seen(state: State, time_by_row: Mapping[RowRef, int]) -> None:
-    """Note that the pending edits of these rows have seen what was committed of this file's own
-    before them, at these times: stamped again, they must not fall behind it. Only the next edit of
-    each row needs to know, as each is stamped after the one before it."""
+    """Note that the pending edits of these rows have seen, at these times, what is in the outbox no
+    more: stamped again, they must not fall behind it. The next edit of each row is told; each later
+    one is stamped after the one before it, and is told when that leaves the outbox."""
     left = dict(time_by_row)
-    for changeset in pending(state.conn) if left else ():
-        entries = changeset.entries()
+    ids = state.conn.execute("SELECT id FROM _reunite_changesets WHERE seq IS NULL ORDER BY id")
+    for (changeset,) in ids.fetchall() if left else ():
+        (payload,) = state.conn.execute(
+            "SELECT payload FROM _reunite_changesets WHERE id = ?", (changeset,)
+        ).fetchone()
+        entries = unpack_entries(payload)
         noted = [entry._replace(seen=max(entry.seen, left.get(entry.row, 0))) for entry in entries]
         if noted != entries:
-            encode_anew(state.conn, changeset.id, noted)
+            encode_anew(state.conn, changeset, noted)
         for entry in entries:
             left.pop(entry.row, None)
         if not left:

@@ -234,6 +234,10 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
         gone -= {e.row for e in adjusted if _is_complete(e)}
         if adjusted != entries:
             outbox.replace_entries(state, later.id, adjusted)
+    seen: dict[RowRef, int] = {}
+    for entry in dropped:
+        seen[entry.row] = max(entry.seen, seen.get(entry.row, 0))
+    outbox.note_seen(state, seen)
     _revert(state, {entry.row for entry in dropped}, kept_adopted)
     return rejections
 

@@ -132,7 +132,7 @@ def _pair(each: tuple[object, ...]) -> tuple[OwnTransaction, float]:
     return own, weight  # type: ignore[return-value]  # `_guarded` looks whether it can be called.
 
 
-def _guarded(own: OwnTransaction, watch: Watch) -> Guarded:
+def _guarded(own: object, watch: Watch) -> Guarded:
     if not callable(own):
         raise UsageError(f"{own!r} is no transaction; give a function, a list of such, or a Mix")
     if inspect.iscoroutinefunction(own) or inspect.isasyncgenfunction(own):

@@ -6,7 +6,7 @@ written once, and neither there from the beginning nor by default.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -28,6 +28,7 @@ class Replaced:
 
     _taken: int = -1
     _written: Counter[Seen] = field(default_factory=Counter)
+    _author: dict[Seen, Transaction] = field(default_factory=dict)
     _by_value: dict[Seen, list[tuple[Transaction, Sequence[Seen]]]] = field(default_factory=dict)
     # When a client last deleted a row. Other programs' edits of it before are no edits if they were
     # captured together.
@@ -59,6 +60,7 @@ class Replaced:
                 for column, value in write.cells.items():
                     cell = write.table, write.key, column
                     self._written[(*cell, type(value), value)] += 1
+                    self._author[(*cell, type(value), value)] = made
                     before = write.before.get(column)
                     default = defaults.get((write.table, column))
                     if value not in (None, default):
@@ -69,13 +71,19 @@ class Replaced:
                 self._by_value.setdefault(seen, []).append((made, cells))
         self._taken = len(history.transactions)
 
-    def found(self, rows: Rows) -> Iterator[tuple[Seen, Transaction, Sequence[Seen]]]:
-        """The values in these rows that a transaction replaced, with what it wrote."""
+    def found(
+        self, rows: Rows, twins: Set[str]
+    ) -> Iterator[tuple[Seen, Transaction, Sequence[Seen]]]:
+        """The values in these rows that a transaction replaced, with what it wrote. `twins` are
+        clients whose file was copied: with another clock, what was not sent may come with another
+        time once more."""
         for table, held in rows.items():
             for key, cells in held.items():
                 for column, value in cells.items():
                     seen = table, key, column, type(value), value
-                    if seen in self._by_value and self._written[seen] <= 1:
+                    author = self._author.get(seen)
+                    again = author is not None and author.mistimed and author.client in twins
+                    if seen in self._by_value and self._written[seen] <= 1 and not again:
                         for made, wrote in self._by_value[seen]:
                             deleted_at = self._deleted.get((table, key, made.client), -1.0)
                             if not made.own and deleted_at >= made.at:

@@ -244,7 +244,7 @@ class RandomWrites:
         name = quoted(column.name)
         key = quoted(table.key[0].name)
         spoken = table.key[0].type in ("integer", "text", "uuid")
-        sets: list[Value]
+        sets: Sequence[Value]
         if not values.occurs_once(column):
             value, sets = "?", [self._value(column)]
         elif values.takes_any_text(column) and len(table.key) == 1 and spoken:

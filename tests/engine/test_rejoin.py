@@ -4,8 +4,8 @@ import pytest
 
 from reunite.payload import Statement
 from tests.engine.conftest import MakePeer
-from tests.engine.loopback import REALM, Relay
-from tests.engine.peer import Peer
+from tests.engine.loopback import REALM, Refusal, Relay
+from tests.engine.peer import START_MS, Peer
 
 TODO = "CREATE TABLE todo (id INTEGER PRIMARY KEY, title TEXT)"
 TITLES = "SELECT id, title FROM todo ORDER BY id"
@@ -120,6 +120,27 @@ def test_a_second_edit_stays_after_the_first_when_the_clock_is_measured_anew(
     relay.sync(a, b)
     assert a.rows(TITLES) == b.rows(TITLES) == [(1, "second")]
     assert a.differences() == []
+
+
+def test_the_third_edit_stays_after_the_first_when_the_second_was_refused(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = original(make_peer, relay), make_peer()
+    relay.now_ms = START_MS + 120_000
+    link = relay.connect(a)
+    a.commit("UPDATE todo SET title = 'one'", at=50_000)
+    link.push()
+    a.commit("UPDATE todo SET title = 'two'", at=50_001)
+    a.commit("UPDATE todo SET title = 'three'", at=50_002)
+    link.deliver()
+    refusals = iter([Refusal()])
+    relay.refuse = lambda _changeset, _after: next(refusals, None)
+    link.push(changesets_max=1)
+    if link in relay.links:
+        link.close()
+    relay.ahead_ms[a.replica] = 50_000
+    relay.sync(a, b)
+    assert a.rows(TITLES) == b.rows(TITLES) == [(1, "three")]
 
 
 @pytest.mark.parametrize("fork", [False, True])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from reunite.outbox import everything
 from reunite.schema import Table
 from reunite_transport.client_session import ClientSession, Ended, Live
 from reunite_transport.codec import decode, encode
@@ -123,6 +124,24 @@ def test_tables_that_are_tracked_while_a_description_is_unanswered_are_described
     pushed = played.say(played.register(*asked[2]))
     assert [type(message) for message in pushed] == [Push, Push, Push]
     assert not played.has_ended()
+
+
+@pytest.mark.parametrize("verdict", [Verdict.FORK, Verdict.LOST])
+def test_a_welcome_that_comes_twice_is_taken_once(verdict: Verdict, peer: Peer) -> None:
+    """The second would count by the numbers of a replica that this one is no more."""
+    peer.track("one")
+    for number in (2, 3):
+        peer.commit(f"INSERT INTO one VALUES ({number})")
+    played = Played(peer)
+    known = ((2, 5),) if verdict is Verdict.FORK else ()
+    welcome = replace(WELCOME, verdict=verdict, known=known)
+    (hello,) = played.say(welcome)
+    assert isinstance(hello, Hello)
+    assert hello.sent_ms != START_MS
+    waiting = [changeset.seq for changeset in everything(peer.engine)]
+    assert played.say(welcome) == []
+    assert peer.replica.standing().replica == hello.replica
+    assert [changeset.seq for changeset in everything(peer.engine)] == waiting
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ class ClientSession:
         self._barriers = 0
         self._now_ms = now_ms
         self._began_ms = now_ms
+        self._greeted_ms = now_ms - 1
         self._greet()
 
     # The four verbs.
@@ -253,6 +254,8 @@ class ClientSession:
         mine = self._replica.greeting()
         self._sent = mine.acknowledged
         self._in_flight.clear()
+        # Of its own, so that a Welcome names the Hello that it answers.
+        self._greeted_ms = max(self._now_ms, self._greeted_ms + 1)
         self._send(
             Hello(
                 VERSION,
@@ -263,11 +266,15 @@ class ClientSession:
                 mine.nonces,
                 mine.seq,
                 mine.token,
-                self._now_ms,
+                self._greeted_ms,
             )
         )
 
     def _on_welcome(self, message: Welcome) -> None:
+        if message.sent_ms != self._greeted_ms:
+            # To a Hello before the last, which the network doubled: it counts by another replica's
+            # numbers, and what it says was done when it was said first.
+            return
         offset_ms = _offset_ms(
             message.sent_ms, message.now_ms, self._now_ms, self._replica.offset_ms()
         )
@@ -400,6 +407,8 @@ def _offset_ms(sent_ms: int, relay_ms: int, received_ms: int, known_ms: int) -> 
     stands while the waiting and the network's noise explain the difference: an outage would let our
     edits win for seconds. What is new is wrong by half the waiting at most."""
     least_ms, most_ms = sent_ms - relay_ms, received_ms - relay_ms
+    if least_ms > most_ms:
+        return known_ms  # our clock was put back meanwhile
     for offset_ms in (known_ms, 0):
         if least_ms - OFFSET_MS_MIN < offset_ms < most_ms + OFFSET_MS_MIN:
             return offset_ms

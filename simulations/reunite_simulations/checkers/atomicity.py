@@ -36,7 +36,7 @@ class Atomicity:
             # A row that the table does not take is told of, and stays behind the others.
             if not observe.standing(client.app).loaded or observe.is_marked(client.app):
                 continue
-            for old, made, wrote in self._replaced.found(rows):
+            for old, made, wrote in self._replaced.found(rows, world.twins):
                 new = next((each for each in wrote if shows(rows, each)), None)
                 certain = made.own and not made.doubtful and _is_of(epoch, world, made)
                 if certain and new is not None:

@@ -41,7 +41,8 @@ class Causality:
         self._looks += 1
         rejected = rejected_rows(world)
         for client, rows in rows_in_turn(world, self._looks):
-            for (table, key, column, _, value), made, _ in self._replaced.found(rows):
+            for seen, made, _ in self._replaced.found(rows, world.twins):
+                table, key, column, _, value = seen
                 certain = made.outcome is Outcome.RETURNED and not made.doubtful
                 mine = (made.client, made.life) == (client.name, client.session)
                 if certain and mine and (table, str(stored_key(key))) not in rejected:

@@ -36,7 +36,8 @@ class _Edit:
     had_row: bool
     at: float
     certain: bool
-    # A file went back to before it, or to a moment when it was there and not noticed yet.
+    # It may come once more with another time: its file went back, or was copied before it was sent
+    # and has another clock now.
     returns: bool
     client: str
 
@@ -108,13 +109,16 @@ def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Ro
                 if ascii_lower(each.parent) in gone
                 for column in each.columns
             }
-            _note(row, write, made, certain, derived)
+            returns = (
+                made.doubtful or made.returns or (made.mistimed and made.client in world.twins)
+            )
+            _note(row, write, made, certain, derived, returns)
     return rows
 
 
-def _note(row: _Row, write: Write, made: Transaction, certain: bool, derived: Set[str]) -> None:
-    returns = made.doubtful or made.returns
-
+def _note(
+    row: _Row, write: Write, made: Transaction, certain: bool, derived: Set[str], returns: bool
+) -> None:
     def edit(value: Value, before: Value, had_row: bool, certain: bool) -> _Edit:
         return _Edit(value, before, had_row, made.at, certain, returns, made.client)
 

@@ -138,7 +138,11 @@ class PostgresStore:
     async def registry(self) -> tuple[Table, ...]:
         """All tables, numbered, parents before children; read again only when it has grown."""
         memory = self._memory
-        async with self._reading() as reader:
+        # One snapshot, or the tables could be of another history than the head.
+        async with (
+            self._reading() as reader,
+            reader.transaction(isolation="repeatable_read", readonly=True),
+        ):
             head = await self._head(reader, memory)
             if head["registry"] != memory.registry:
                 registered = await read_registry(reader, self._own)
@@ -276,8 +280,7 @@ class PostgresStore:
                 *(memory.seq, memory.token, memory.registry),
                 *(seq, table, key, rows_max, bytes_max),
             )
-        head = rows[0]
-        _check(memory, head)
+        head = _checked(memory, rows[0] if rows else None)
         rows = [row for row in rows if row["tbl"] is not None]
         complete = not rows or len(rows) == rows[0]["found"]
         end = head["seq"] if complete else rows[-1]["row_seq"]
@@ -331,9 +334,7 @@ class PostgresStore:
             f" FROM {self._own.head} AS h",
             *(memory.seq, memory.token, memory.registry),
         )
-        assert head is not None, "bootstrap made the head"
-        _check(memory, head)
-        return head
+        return _checked(memory, head)
 
     @asynccontextmanager
     async def _locked(
@@ -357,10 +358,7 @@ class PostgresStore:
                     *(memory.seq, memory.token, memory.registry),
                     str(lock_wait_ms),
                 )
-            if head is None:
-                raise StoreError(f"{self._own.head} is empty; restore this schema")
-            _check(memory, head)
-            yield connection, head
+            yield connection, _checked(memory, head)
             with translated():
                 await connection.execute("COMMIT")
         except BaseException as error:
@@ -401,11 +399,14 @@ ORDER BY r.seq, r.tbl, r.key
 """
 
 
-def _check(memory: Memory[RowWriter], head: asyncpg.Record) -> None:
-    """Note the head that a statement read, if it is in the history that is remembered."""
+def _checked(memory: Memory[RowWriter], head: asyncpg.Record | None) -> asyncpg.Record:
+    """The head that a statement read, noted, if it is in the history that is remembered."""
+    if head is None:
+        raise StoreError("_reunite_head is empty; restore this schema")
     if not head["kept"]:
         raise WentBack
     memory.saw(head["seq"], bytes(head["token"]))
+    return head
 
 
 def _section(table: int, rows: Sequence[asyncpg.Record]) -> Section:

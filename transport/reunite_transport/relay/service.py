@@ -171,17 +171,21 @@ class Service:
         """The store's answer, of the history that its database has now. When this is how somebody
         notices that it went back, all that is known and under way here is of a lost history and
         ends; clients say Hello again, and are told what to do. What others asked meanwhile they
-        ask again."""
+        ask again. A database that goes back twice in one question is not whole: WentBack."""
+        went_back = False
         while True:
             history = self.hub.history
             try:
                 answer = await question()
             except WentBack:
                 if self.hub.history == history:
-                    _log.warning("the database was restored from a backup: all sessions end")
+                    _log.warning("the database went back, as when it is restored: all sessions end")
                     self.store.forget()
                     self.flusher.forget_all()
                     self.hub.go_back()
+                if went_back:
+                    raise
+                went_back = True
             else:
                 if self.hub.history == history:
                     return answer
