@@ -10,6 +10,8 @@ from reunite_simulations.checkers import Observed
 # acknowledgement, and all of it again after lost connections. Worlds of many seeds stay below a
 # tenth of it.
 BYTES_EACH: Final = 8 << 10
+# And so often each byte of large values, to each client: a whole row goes with every edit of it.
+TIMES_AGAIN: Final = 10
 # After the last merge, to and from each client: who was told that it is behind may still ask.
 QUIET_BYTES_EACH: Final = 1 << 10
 
@@ -40,6 +42,14 @@ class Bounds:
         rows = sum(map(len, world.initial.values()))
         loads = rows * len(world.clients) * (1 + len(world.history.restores))
         written = len(world.history.transactions) + 50
-        allowed = BYTES_EACH * (written * len(world.clients) + loads)
+        large = sum(
+            len(value)
+            for made in world.history.transactions
+            for write in made.writes
+            for value in write.cells.values()
+            if isinstance(value, str | bytes)
+        )
+        again = TIMES_AGAIN * len(world.clients) * (1 + len(world.history.restores))
+        allowed = BYTES_EACH * (written * len(world.clients) + loads) + large * again
         if spent > allowed:
             yield f"{spent} bytes were sent, over the {allowed} that were to be expected"
