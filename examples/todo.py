@@ -33,11 +33,15 @@ async def main(command: str = "list", argument: str = "") -> None:
             # A random key: two lists that are offline never choose the same one.
             await db.execute("INSERT INTO todo (id, title) VALUES (?, ?)", (uuid4().hex, argument))
         elif command == "done":
+            if not argument.isdecimal() or not 1 <= int(argument) <= len(todos):
+                sys.exit(f"todo: done takes the number of one of {len(todos)} entries")
             key = todos[int(argument) - 1]["id"]
             await db.execute("UPDATE todo SET done = 1 WHERE id = ?", (key,))
         elif command == "sync":
             async with Sync(db, argument) as sync:
                 await sync.caught_up(timeout=30)
+        elif command != "list":
+            sys.exit(__doc__)
         for number, todo in enumerate(await db.fetch_all(OPEN_FIRST), 1):
             print(f"{number:>3} [{'x' if todo['done'] else ' '}] {todo['title']}")
 

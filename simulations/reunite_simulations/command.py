@@ -134,6 +134,9 @@ def simulate(
         _print(total)
     if report is not None and unwritten is None:
         typer.echo(f"the page about seed {total.seeds[-1]} is {report}", err=as_json)
+    if total.violations and len(total.seeds) < len(numbers):
+        left = len(numbers) - len(total.seeds)
+        typer.echo(f"stopped at seed {total.seeds[-1]}; {counted(left, 'seed')} not run", err=True)
     if total.small is not None:
         small = total.small
         again = command_line(small.report.settings, schema)

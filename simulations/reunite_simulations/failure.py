@@ -11,7 +11,7 @@ from typing import Final
 from reunite_simulations.faults import FAULTS
 from reunite_simulations.history import Outcome, Transaction
 from reunite_simulations.world import Report, Settings
-from reunite_transport.console import counted
+from reunite_transport.console import counted, plain
 
 # A longer statement or message is cut.
 WORDS_MAX: Final = 300
@@ -127,4 +127,5 @@ def _events(settings: Settings) -> str:
 
 
 def _cut(words: str) -> str:
+    words = plain(words)
     return words if len(words) <= WORDS_MAX else words[: WORDS_MAX - 3] + "..."

@@ -27,7 +27,8 @@ from reunite_transport.messages import (
     Welcome,
 )
 from reunite_transport.relay.server import Relay, serve
-from reunite_transport.relay.store import FeedPage, Greeting, StoreError
+from reunite_transport.relay.service import open_service
+from reunite_transport.relay.store import FeedPage, Greeting, StoreError, WentBack
 from tests.transport.relay.clients import TODO, hello, push, todo
 from tests.transport.relay.memory_store import MemoryStore
 from tests.transport.relay.sockets import QUICK, World, health, http_url, running
@@ -145,6 +146,28 @@ def test_a_restored_database_ends_the_sessions_that_know_better() -> None:
             await client.next(Commit)
             world.store.restore(0)
             assert await client.error() == "restored"
+
+    asyncio.run(scenario())
+
+
+def test_a_database_that_goes_back_again_and_again_is_waited_for_and_given_up() -> None:
+    """As one whose restore is half done: it states a head that it does not have."""
+
+    async def scenario() -> None:
+        asked = 0
+
+        async def question() -> None:
+            nonlocal asked
+            asked += 1
+            raise WentBack
+
+        service = await open_service(MemoryStore(TODO), limits=replace(QUICK, store_seconds=0.3))
+        try:
+            with pytest.raises(WentBack):
+                await service.ask(question)
+        finally:
+            await service.close()
+        assert 2 <= asked <= 20
 
     asyncio.run(scenario())
 
