@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Final
 
 from reunite_simulations.conflicts import Merged, Overwritten, Side
-from reunite_simulations.failure import history, sides
+from reunite_simulations.failure import commit, history, sides
 from reunite_simulations.faults import FAULTS
 from reunite_simulations.lanes import (
     Scale,
@@ -103,7 +103,7 @@ def _heading(report: Report) -> str:
     if settings.database is not None:
         where = settings.database.name
     facts = {
-        "simulated": f"{report.simulated_hours:.2f} h",
+        "simulated": _lived(report.simulated_hours),
         "transactions": f"{report.transactions:,}",
         "rows written": f"{report.rows_written:,}",
         "faults": f"{sum(report.faults.values()):,}",
@@ -123,10 +123,23 @@ def _heading(report: Report) -> str:
 {_violations(report)}
 <p>Seed <b>{report.seed}</b>: {who} and {counted(relays, "relay")} on {escape(where)},
 {settings.minutes:g} virtual {"minute" if settings.minutes == 1 else "minutes"} of writes and
-faults, then time to come to rest.</p>
+faults, then time to come to rest.{_part_of_it(report)}</p>
 {_left_out(report)}{_history(report)}
 <dl class="facts">{tiles}</dl>
 </header>"""
+
+
+def _part_of_it(report: Report) -> str:
+    if report.settings.only is None:
+        return ""
+    return (
+        " It is a part of the seed's world: of all that would happen there, only what the history"
+        f" names does. Run by reunite {escape(commit())}."
+    )
+
+
+def _lived(hours: float) -> str:
+    return f"{hours:.2f} h" if hours >= 0.1 else f"{hours * 3600:.0f} s"
 
 
 def _left_out(report: Report) -> str:
