@@ -134,14 +134,14 @@ def simulate(
         _print(total)
     if report is not None and unwritten is None:
         typer.echo(f"the page about seed {total.seeds[-1]} is {report}", err=as_json)
-    if total.violations and len(total.seeds) < len(numbers):
-        left = len(numbers) - len(total.seeds)
-        typer.echo(f"stopped at seed {total.seeds[-1]}; {counted(left, 'seed')} not run", err=True)
     if total.small is not None:
         small = total.small
         again = command_line(small.report.settings, schema)
         for line in told(small.report, again, shrunk=small.shrunk, repeatable=small.repeatable):
             typer.echo(line, err=True)
+    if total.violations and len(total.seeds) < len(numbers):
+        left = counted(len(numbers) - len(total.seeds), "seed")
+        typer.echo(f"{left} not run: the first that fails ends it", err=True)
     if unwritten:
         typer.echo(f"reunite: {unwritten}", err=True)
     if total.violations or (unwritten and not total.interrupted):
