@@ -407,7 +407,7 @@ def _offset_ms(sent_ms: int, relay_ms: int, received_ms: int, known_ms: int) -> 
     stands while the waiting and the network's noise explain the difference: an outage would let our
     edits win for seconds. What is new is wrong by half the waiting at most."""
     least_ms, most_ms = sent_ms - relay_ms, received_ms - relay_ms
-    if least_ms > most_ms:
+    if least_ms > most_ms + OFFSET_MS_MIN:
         return known_ms  # our clock was put back meanwhile
     for offset_ms in (known_ms, 0):
         if least_ms - OFFSET_MS_MIN < offset_ms < most_ms + OFFSET_MS_MIN:
