@@ -162,8 +162,9 @@ class History:
 
 
 def net(writes: Sequence[Write]) -> Iterator[Write]:
-    """A transaction's writes with the successive edits of a row as one, without what a cell had
-    before, and without edits of what was then deleted: neither is an edit."""
+    """A transaction's writes with the successive edits of a row as one, and without what is none:
+    of a cell what it had before, of a row what came before it was deleted, or all of it when the
+    row came and went."""
     found: list[Write] = []
     place_by_row: dict[tuple[str, Key], int] = {}
     for write in writes:
@@ -176,6 +177,8 @@ def net(writes: Sequence[Write]) -> Iterator[Write]:
         if write.verb is Verb.DELETE and earlier is not None:
             assert place is not None
             found[place] = replace(earlier, verb=Verb.UPDATE, cells={})
+            if earlier.verb is Verb.INSERT and not earlier.before:
+                continue
         place_by_row[write.table, write.key] = len(found)
         found.append(write)
     for write in found:

@@ -107,6 +107,14 @@ def test_a_cell_that_went_back_within_a_transaction_was_not_edited() -> None:
     assert said(world) == ""
 
 
+def test_a_row_that_came_and_went_within_a_transaction_was_not_deleted() -> None:
+    world = told(title="t1")
+    world.wrote("client1", {"title": "t1"}, {}, at=1)
+    made = world.wrote("client2", {}, {}, at=1 + LATER)
+    made.writes = [Write(Verb.INSERT, "todo", (1,), {"title": "t2"}, {}), *made.writes]
+    assert said(world) == ""
+
+
 def test_a_row_that_was_deleted_last_is_gone() -> None:
     world = told(title="t1")
     world.wrote("client1", {"title": "t1"}, {}, at=1)

@@ -86,6 +86,14 @@ def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Ro
     # What is captured at once and ends with a row's deletion is a deletion, whatever was edited
     # before: one transaction of the engine's, or several of other programs.
     deleted_by_strangers: set[tuple[str, str, Key]] = set()
+    # And what other programs made and deleted before anybody looked was never there.
+    made_by_strangers = {
+        (made.client, write.table, write.key)
+        for made in world.history.transactions
+        if not made.own
+        for write in made.writes
+        if write.verb is Verb.INSERT
+    }
     for made in reversed(world.history.transactions):
         if made.outcome is Outcome.REFUSED:
             continue
@@ -101,6 +109,7 @@ def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Ro
             row.timed = row.timed and not made.mistimed
             if write.verb is Verb.DELETE:
                 deleted.add(captured)
+                certain = certain and (made.own or captured not in made_by_strangers)
             # What a parent's deletion, or new key, does to a child is dropped when the child had
             # moved on.
             derived = {
