@@ -75,20 +75,25 @@ class Replaced:
         self, rows: Rows, twins: Set[str]
     ) -> Iterator[tuple[Seen, Transaction, Sequence[Seen]]]:
         """The values in these rows that a transaction replaced, with what it wrote. `twins` are
-        clients whose file was copied: with another clock, what was not sent may come with another
-        time once more."""
+        clients whose file was copied."""
         for table, held in rows.items():
             for key, cells in held.items():
                 for column, value in cells.items():
                     seen = table, key, column, type(value), value
                     author = self._author.get(seen)
-                    again = author is not None and author.mistimed and author.client in twins
+                    again = author is not None and _may_come_again(author, twins)
                     if seen in self._by_value and self._written[seen] <= 1 and not again:
                         for made, wrote in self._by_value[seen]:
                             deleted_at = self._deleted.get((table, key, made.client), -1.0)
                             if not made.own and deleted_at >= made.at:
                                 continue
                             yield seen, made, [each for each in wrote if self._written[each] == 1]
+
+
+def _may_come_again(made: Transaction, twins: Set[str]) -> bool:
+    """Whether it may be noticed once more as a later edit: its file went back, or was copied before
+    it was sent and has another clock now."""
+    return made.doubtful or made.returns or (made.mistimed and made.client in twins)
 
 
 def shows(rows: Rows, seen: Seen) -> bool:
