@@ -161,6 +161,12 @@ class History:
                 transaction.client = file
 
 
+def may_come_again(made: Transaction, twins: Set[str]) -> bool:
+    """Whether what this wrote may be noticed once more, as a later edit: its file went back, or was
+    copied (`twins` are such clients) before it was sent and has another clock now."""
+    return made.doubtful or made.returns or (made.mistimed and made.client in twins)
+
+
 def net(writes: Sequence[Write]) -> Iterator[Write]:
     """A transaction's writes with the successive edits of a row as one, and without what is none:
     of a cell what it had before, of a row what came before it was deleted, or all of it when the

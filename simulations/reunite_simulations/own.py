@@ -123,13 +123,13 @@ def guard(workload: Workload | None) -> tuple[Workload, Watch]:
     return weighted, watch
 
 
-def _pair(each: tuple[object, ...]) -> tuple[OwnTransaction, float]:
+def _pair(each: tuple[object, ...]) -> tuple[object, float]:
     if len(each) != 2:
         raise UsageError(f"{each!r} is no pair of a transaction and its weight")
     own, weight = each
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
         raise UsageError(f"{_name(own)} has the weight {weight!r}; it must be over 0")
-    return own, weight  # type: ignore[return-value]  # `_guarded` looks whether it can be called.
+    return own, weight
 
 
 def _guarded(own: object, watch: Watch) -> Guarded:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from reunite.cells.register import Value
 from reunite.schema import default_value
-from reunite_simulations.history import Key, Outcome, Transaction, Verb, net
+from reunite_simulations.history import Key, Outcome, Transaction, Verb, may_come_again, net
 
 if TYPE_CHECKING:
     from reunite_simulations.checkers import Observed
@@ -81,19 +81,13 @@ class Replaced:
                 for column, value in cells.items():
                     seen = table, key, column, type(value), value
                     author = self._author.get(seen)
-                    again = author is not None and _may_come_again(author, twins)
+                    again = author is not None and may_come_again(author, twins)
                     if seen in self._by_value and self._written[seen] <= 1 and not again:
                         for made, wrote in self._by_value[seen]:
                             deleted_at = self._deleted.get((table, key, made.client), -1.0)
                             if not made.own and deleted_at >= made.at:
                                 continue
                             yield seen, made, [each for each in wrote if self._written[each] == 1]
-
-
-def _may_come_again(made: Transaction, twins: Set[str]) -> bool:
-    """Whether it may be noticed once more as a later edit: its file went back, or was copied before
-    it was sent and has another clock now."""
-    return made.doubtful or made.returns or (made.mistimed and made.client in twins)
 
 
 def shows(rows: Rows, seen: Seen) -> bool:

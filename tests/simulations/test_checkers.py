@@ -17,7 +17,7 @@ from reunite_simulations.history import Verb, Write
 from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE
 from reunite_transport.client_session import GaveUp
 from tests.engine.peer import Peer
-from tests.simulations.told import ROW, TODO, Told, ToldClient, told
+from tests.simulations.told import ROW, TABLE_SQL, Told, ToldClient, told
 
 SOON, LATER = CLOSE_SECONDS / 2, CLOSE_SECONDS * 2
 
@@ -25,7 +25,7 @@ SOON, LATER = CLOSE_SECONDS / 2, CLOSE_SECONDS * 2
 @pytest.fixture
 def peer(tmp_path: Path) -> Iterator[Peer]:
     """A client that has loaded the row."""
-    found = Peer(tmp_path / "app.db", 1, TODO, APPEND_SQL)
+    found = Peer(tmp_path / "app.db", 1, TABLE_SQL, APPEND_SQL)
     found.write("INSERT INTO todo VALUES (1, 't0', 'n0')")
     found.track("todo", APPEND_TABLE)
     with found.replica.transaction() as state:

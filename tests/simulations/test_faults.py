@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,12 +135,10 @@ def test_apps_that_add_a_column_of_one_name_add_the_same() -> None:
 
 
 @pytest.mark.parametrize("fault", [faults.crash, faults.lost, faults.disk, faults.reset])
-def test_a_fault_that_finds_nobody_does_not_count(
-    fault: Callable[..., object], tmp_path: Path
-) -> None:
+def test_a_fault_that_finds_nobody_does_not_count(fault: faults.Fault, tmp_path: Path) -> None:
     async def scenario() -> None:
         world = World(settings(1), tmp_path)
-        await fault(world, EventChance(1, "crash", 1))  # type: ignore[misc]
+        await fault(world, EventChance(1, "crash", 1))
         assert world.faults == {}
 
     run(scenario())

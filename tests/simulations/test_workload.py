@@ -49,8 +49,12 @@ Rows = Mapping[tuple[str, Key], Mapping[str, Value]]
 
 def only(kind: str) -> Mix:
     """A mix of one kind of write, with enough inserts that there are rows."""
-    rest = dict.fromkeys(KINDS, 0.0)
-    return Mix(**{**rest, "insert": 1.0, kind: 3.0}, large=0.0)  # type: ignore[arg-type]
+    mix = Mix(large=0.0)
+    for name in KINDS:
+        setattr(mix, name, 0.0)
+    mix.insert = 1.0
+    setattr(mix, kind, 3.0)
+    return mix
 
 
 @pytest.fixture(params=["own", "odd"])

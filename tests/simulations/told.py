@@ -12,7 +12,7 @@ from reunite_simulations.history import History, Key, Outcome, Read, Transaction
 from reunite_transport.client_session import Event
 
 ROW: dict[str, Value] = {"title": "t0", "note": "n0"}
-TODO = "CREATE TABLE todo (id INTEGER PRIMARY KEY, title TEXT, note TEXT)"
+TABLE_SQL = "CREATE TABLE todo (id INTEGER PRIMARY KEY, title TEXT, note TEXT)"
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Told:
 def told(**final: Value) -> Told:
     """A world whose row has these values in the end; none when it was deleted."""
     store = sqlite3.connect(":memory:")
-    store.execute(TODO)
+    store.execute(TABLE_SQL)
     if final:
         store.execute("INSERT INTO todo VALUES (1, ?, ?)", tuple((ROW | final).values()))
     return Told(store)

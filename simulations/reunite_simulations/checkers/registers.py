@@ -17,7 +17,7 @@ from reunite.keys import stored_key
 from reunite.schema import Table, ascii_lower, default_value
 from reunite_simulations import observe
 from reunite_simulations.checkers import Observed, rejected_rows
-from reunite_simulations.history import Key, Outcome, Transaction, Verb, Write, net
+from reunite_simulations.history import Key, Outcome, Transaction, Verb, Write, may_come_again, net
 
 # Two edits that are closer than this in true time may win in either order: measured clocks differ
 # by up to a second without being corrected.
@@ -36,9 +36,8 @@ class _Edit:
     had_row: bool
     at: float
     certain: bool
-    # It may come once more with another time: its file went back, or was copied before it was sent
-    # and has another clock now.
-    returns: bool
+    # See `may_come_again`.
+    again: bool
     client: str
 
 
@@ -118,18 +117,16 @@ def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Ro
                 if ascii_lower(each.parent) in gone
                 for column in each.columns
             }
-            returns = (
-                made.doubtful or made.returns or (made.mistimed and made.client in world.twins)
-            )
-            _note(row, write, made, certain, derived, returns)
+            again = may_come_again(made, world.twins)
+            _note(row, write, made, certain, derived, again)
     return rows
 
 
 def _note(
-    row: _Row, write: Write, made: Transaction, certain: bool, derived: Set[str], returns: bool
+    row: _Row, write: Write, made: Transaction, certain: bool, derived: Set[str], again: bool
 ) -> None:
     def edit(value: Value, before: Value, had_row: bool, certain: bool) -> _Edit:
-        return _Edit(value, before, had_row, made.at, certain, returns, made.client)
+        return _Edit(value, before, had_row, made.at, certain, again, made.client)
 
     if write.verb is Verb.DELETE:
         row.deletes.append(edit(None, None, True, certain and not derived))
@@ -180,7 +177,7 @@ def _cell(
     known = value is None or any(same(value, each) for each in (started, default))
     if not own and not known:
         return f"{value!r} was never written there"
-    if not row.timed and any(edit.returns for edit in own):
+    if not row.timed and any(edit.again for edit in own):
         # Noticed for the first time once more, it was another edit, as late as a clock may say.
         return None
     # What was there more than once says nothing of when it was.

@@ -93,7 +93,9 @@ class WentBack(StoreError):
     Every call raises it until `forget`."""
 
     def __init__(self) -> None:
-        super().__init__("the database went back to an earlier state")
+        super().__init__(
+            "the database went back to an earlier state or is not whole: let its restore finish"
+        )
 
 
 class StoreTransaction(Protocol):
