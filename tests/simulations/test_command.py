@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.transport.commands import heeding_ctrl_c
+
 CHINOOK = Path(__file__).parents[3] / "shared" / "data" / "chinook.sqlite"
 
 
@@ -37,11 +39,6 @@ def simulate(
         env={**os.environ, "NO_COLOR": "1"},
         check=False,
     )
-
-
-def heed_ctrl_c() -> None:
-    """Not to ignore it, as what a shell starts in the background does."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_schema_of_the_users_own_is_simulated_and_reported(tmp_path: Path) -> None:
@@ -140,7 +137,7 @@ def test_an_interrupted_run_says_what_was_done() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_ctrl_c,
+        preexec_fn=heeding_ctrl_c,
     ) as process:
         assert process.stderr is not None
         assert "100 seeds of 2 replicas" in process.stderr.readline()
@@ -163,7 +160,7 @@ def test_the_first_seed_counts_when_it_is_interrupted(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_ctrl_c,
+        preexec_fn=heeding_ctrl_c,
     ) as process:
         assert process.stderr is not None
         assert "1 seed of 10 replicas" in process.stderr.readline()

@@ -20,6 +20,7 @@ from reunite_transport.demo import EDITS, RULES
 from reunite_transport.relay.postgres_query import fetch_rows
 from reunite_transport.relay.postgres_store import open_postgres
 from reunite_transport.relay.server import Relay, serve
+from tests.transport.commands import heeding_ctrl_c
 
 ROOT = Path(__file__).resolve().parents[2]
 REUNITE = Path(sys.executable).with_name("reunite")
@@ -90,7 +91,7 @@ def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path, number: signa
         stderr=subprocess.PIPE,
         text=True,
         env={**in_folder(tmp_path), "PYTHONUNBUFFERED": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heeding_ctrl_c,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("Before")
@@ -182,7 +183,7 @@ def test_the_example_ends_quietly_on_ctrl_c(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heeding_ctrl_c,
     ) as process:
         # The file is there from the moment at which the program has begun.
         deadline = time.monotonic() + DEMO_SECONDS_MAX
