@@ -25,6 +25,12 @@ from reunite.state import State
 LOOSE_ROWS_MAX: Final = 1_000
 LOOSE_BYTES_MAX: Final = 1 << 20
 
+# What a changeset's `attempts` say: nothing of it was refused yet; it is a row alone, split off
+# what was refused, and its try at the end is still to come; or it has had that.
+UNREFUSED: Final = 0
+ALONE: Final = -1
+AT_THE_END: Final = 1
+
 
 class Changeset(NamedTuple):
     """A line of the outbox. `seq` is set when the relay has it but we have not reached it."""
@@ -146,7 +152,7 @@ def insert(
     *,
     loose: bool,
     adopting: bool = False,
-    attempts: int = 0,
+    attempts: int = UNREFUSED,
 ) -> None:
     """Write one new line with a fresh nonce."""
     state.conn.execute(

@@ -246,10 +246,11 @@ class Replica:
             return outbox.next_id(state.conn) - 1
 
     def has_reached(self, seq: int, mark: int) -> bool:
-        """True when everything up to commit `seq` is here and all work up to `mark` resolved."""
+        """True when everything up to commit `seq` is here and all work up to `mark` resolved, with
+        what became of it when it was refused."""
         with self.reading() as state:
             left = state.conn.execute(
-                "SELECT 1 FROM _reunite_changesets WHERE id <= ? OR attempts > 0 LIMIT 1", (mark,)
+                "SELECT 1 FROM _reunite_changesets WHERE id <= ? OR attempts <> 0 LIMIT 1", (mark,)
             ).fetchone()
             return state.meta.seq >= seq and left is None
 

@@ -62,7 +62,11 @@ def reject(
         return []
     if reason == EXPIRED:
         return _give_up(state, changeset, reason, message)
-    if changeset.loose and changeset.attempts == 0 and _move_to_end(state, changeset, entries):
+    if (
+        changeset.loose
+        and changeset.attempts <= outbox.UNREFUSED
+        and _move_to_end(state, changeset, entries)
+    ):
         return []
     if changeset.loose and len(entries) > 1:
         _split(state, changeset, entries)
@@ -165,8 +169,7 @@ def _split(state: State, changeset: Changeset, entries: Sequence[Entry]) -> None
             half,
             loose=True,
             adopting=changeset.adopting,
-            # A row alone has a try at the end of its own.
-            attempts=1 if len(half) > 1 else 0,
+            attempts=outbox.AT_THE_END if len(half) > 1 else outbox.ALONE,
         )
     moved = {entry.row for entry in ordered[:middle]} - {entry.row for entry in ordered[middle:]}
     last = {
@@ -184,7 +187,9 @@ def _move_to_end(state: State, changeset: Changeset, entries: Sequence[Entry]) -
         return False
     end = outbox.next_id(state.conn)
     outbox.remove(state.conn, changeset.id)
-    outbox.insert(state, end, entries, loose=True, adopting=changeset.adopting, attempts=1)
+    outbox.insert(
+        state, end, entries, loose=True, adopting=changeset.adopting, attempts=outbox.AT_THE_END
+    )
     outbox.point_lines_at(state, end, list(rows))
     return True
 

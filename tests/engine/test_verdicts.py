@@ -55,6 +55,25 @@ def test_a_refused_edit_goes_without_a_trace(pair: tuple[Peer, Peer], relay: Rel
     assert a.differences() == []
 
 
+def test_work_has_not_reached_the_relay_before_its_last_row_was_tried(
+    pair: tuple[Peer, Peer], relay: Relay
+) -> None:
+    """A refused row of other programs' work goes behind what was written meanwhile."""
+    a, _ = pair
+    refuse_value(relay, "bad")
+    a.write("INSERT INTO todo VALUES (2, 'good', 1), (3, 'bad', 1)")
+    a.commit("UPDATE todo SET n = 6 WHERE id = 1")
+    mark = a.replica.outbox_mark()
+    link = relay.connect(a)
+    for _ in range(20):
+        assert a.replica.has_reached(relay.head, mark) is (a.replica.queued() == 0)
+        if not a.replica.queued():
+            break
+        link.push(changesets_max=1)
+        link.deliver()
+    assert len(a.rejected()) == 1
+
+
 def test_a_refused_delete_goes_without_a_trace(pair: tuple[Peer, Peer], relay: Relay) -> None:
     a, b = pair
     a.commit("DELETE FROM todo", at=200)

@@ -14,11 +14,14 @@ from reunite_transport.messages import (
     ClientMessage,
     Describe,
     Hello,
+    Known,
     Page,
     Pull,
     Push,
     Registry,
+    Rejected,
     RelayMessage,
+    Resume,
     Verdict,
     Welcome,
 )
@@ -124,6 +127,24 @@ def test_tables_that_are_tracked_while_a_description_is_unanswered_are_described
     pushed = played.say(played.register(*asked[2]))
     assert [type(message) for message in pushed] == [Push, Push, Push]
     assert not played.has_ended()
+
+
+def test_after_a_refusal_changesets_go_one_by_one_until_more_are_taken(peer: Peer) -> None:
+    """What follows a refused one is sent again after each refusal."""
+    peer.track("one")
+    played = Played(peer)
+    played.say(played.register(*described(played.say(WELCOME))))
+    (adopted,) = played.say(EMPTY_REALM)
+    assert isinstance(adopted, Push)
+    played.say(Known(((1, 1),)))
+    for number in range(2, 9):
+        peer.commit(f"INSERT INTO one VALUES ({number})")
+    pushed = [message for message in played.tick() if isinstance(message, Push)]
+    assert len(pushed) == 7
+    again = played.say(Rejected(2, pushed[0].nonce, "constraint", "no", ()))
+    assert [type(message) for message in again] == [Resume, Push]
+    assert len(played.say(Known(((2, 2),)))) == 2
+    assert len(played.say(Known(((3, 3), (4, 3))))) == 3
 
 
 @pytest.mark.parametrize("verdict", [Verdict.FORK, Verdict.LOST])

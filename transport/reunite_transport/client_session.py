@@ -151,6 +151,9 @@ class ClientSession:
         self._live = False
         self._sent = 0
         self._in_flight: dict[int, int] = {}
+        # One changeset after a refusal, as all that follows it is sent again after each; doubled by
+        # what is taken.
+        self._window = WINDOW_CHANGESETS
         self._barriers = 0
         self._now_ms = now_ms
         self._began_ms = now_ms
@@ -239,6 +242,7 @@ class ClientSession:
         elif isinstance(message, Known):
             for number, _ in message.pairs:
                 self._in_flight.pop(number, None)
+            self._window = min(2 * self._window, WINDOW_CHANGESETS)
             self._replica.know(message.pairs)
             self._events.append(Acknowledged(len(message.pairs)))
             self._push()
@@ -335,6 +339,7 @@ class ClientSession:
         for number in message.acknowledged:
             self._in_flight.pop(number, None)
         if message.acknowledged:
+            self._window = min(2 * self._window, WINDOW_CHANGESETS)
             self._events.append(Acknowledged(len(message.acknowledged)))
         rows = sum(len(section.keys) for section in message.sections)
         if rows:
@@ -350,6 +355,7 @@ class ClientSession:
             # Only a new Hello measures the clocks again.
             raise SyncError("this machine's clock is ahead of the relay's", "clock-ahead")
         self._in_flight.clear()
+        self._window = 1
         self._sent = message.number - 1
         self._send(Resume(message.number))
         self._push()
@@ -375,11 +381,11 @@ class ClientSession:
     def _push(self) -> None:
         if not self._live:
             return
-        while len(self._in_flight) < WINDOW_CHANGESETS:
+        while len(self._in_flight) < self._window:
             room = WINDOW_BYTES - sum(self._in_flight.values())
             if room <= 0:
                 return
-            many = WINDOW_CHANGESETS - len(self._in_flight)
+            many = self._window - len(self._in_flight)
             ready = self._replica.unanswered(self._sent, changesets_max=many)
             if not ready:
                 ready = self._replica.outgoing(changesets_max=many, bytes_max=room)
