@@ -4,12 +4,15 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Final
 
 from reunite.errors import UsageError
 from reunite_simulations import faults
 from reunite_simulations.chance import named_events
+from reunite_simulations.transactions import Workload
 from reunite_simulations.workload import Mix
+from reunite_simulations.world import Settings
 
 # Limits, so that a slip of the finger does not fill the memory.
 REPLICAS_MAX: Final = 100
@@ -19,6 +22,41 @@ MINUTES_MIN: Final = 0.01
 
 _EVENT: Final = re.compile(r"([a-z][a-z0-9-]*):[1-9][0-9]*", re.ASCII)
 _CLIENT: Final = re.compile(r"client[1-9][0-9]*(-copy[1-9][0-9]*)*", re.ASCII)
+
+
+def asked_settings(
+    sql: str,
+    database: Path | None,
+    *,
+    seed: int,
+    replicas: int,
+    relays: int,
+    minutes: float,
+    faults: str | Sequence[str],
+    only: str | None,
+    workload: Workload | None = None,
+) -> Settings:
+    """The settings of a world that begins with SQL or a database. Raises UsageError for what no
+    world can be like."""
+    check_numbers(seed=seed, replicas=replicas, relays=relays, minutes=minutes)
+    return Settings(
+        seed=seed,
+        schema=sql,
+        database=database,
+        replicas=replicas,
+        relays=relays,
+        minutes=minutes,
+        faults=asked_faults(faults),
+        only=asked_events(only),
+        workload=Mix() if workload is None else workload,
+    )
+
+
+def asked_seconds(seconds: float) -> float:
+    """How long to look for a shorter history. Raises UsageError for no such time."""
+    if not _is_number(seconds) or not seconds >= 0:
+        raise UsageError(f"{seconds!r} seconds cannot be spent on shrinking; say 0 or more")
+    return seconds
 
 
 def asked_faults(words: str | Sequence[str]) -> tuple[str, ...]:
@@ -51,7 +89,7 @@ def asked_events(words: str | None) -> frozenset[str] | None:
     return events
 
 
-def check_numbers(*, seed: int, replicas: int, relays: int, minutes: float, shrink: float) -> None:
+def check_numbers(*, seed: int, replicas: int, relays: int, minutes: float) -> None:
     """Raise UsageError for a number that no world can have."""
     for name, number, least, most in (
         ("seed", seed, -math.inf, math.inf),
@@ -64,8 +102,6 @@ def check_numbers(*, seed: int, replicas: int, relays: int, minutes: float, shri
             raise UsageError(f"{name} is {number}; it must be from {least} to {most}")
     if not _is_number(minutes) or not MINUTES_MIN <= minutes < math.inf:
         raise UsageError(f"minutes are {minutes!r}; they must be a number from {MINUTES_MIN} on")
-    if not _is_number(shrink) or not shrink >= 0:
-        raise UsageError(f"{shrink!r} seconds cannot be spent on shrinking; say 0 or more")
 
 
 def check_mix(mix: Mix) -> None:

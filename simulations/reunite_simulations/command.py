@@ -23,9 +23,8 @@ from reunite_simulations.asked import (
     MINUTES_MIN,
     RELAYS_MAX,
     REPLICAS_MAX,
-    asked_events,
-    asked_faults,
-    check_numbers,
+    asked_seconds,
+    asked_settings,
 )
 from reunite_simulations.failure import command_line, commit, history, told
 from reunite_simulations.origin import check_database, check_schema, read_schema
@@ -85,7 +84,7 @@ def simulate(
 
     Everything is production's code; one seed decides all. Exits with 1 when a promise was broken,
     with the seed, the commit, the shortest history that was found and the command that replays it.
-    Ctrl-C ends it with what was done so far. Nothing outside a temporary folder is written.
+    Ctrl-C ends it with what was done so far. Nothing is written but temporary files and the page.
 
     \b
     Examples:
@@ -98,22 +97,19 @@ def simulate(
         raise UsageError("--seed runs one seed and --seeds several; give one of them")
     if only is not None and seed is None:
         raise UsageError("--only names events of one seed: give --seed too")
-    check_numbers(
-        seed=seed or 0, replicas=replicas, relays=relays, minutes=minutes, shrink=shrink_seconds
-    )
-    drawn, events = asked_faults(fault_names), asked_events(only)
+    seconds = asked_seconds(shrink_seconds)
     if report is not None:
         check_target(report, [each for each in (schema, database) if each is not None])
     sql, left_out = _origin(schema, database)
-    settings = Settings(
-        seed=0,
-        schema=sql,
-        database=database,
+    settings = asked_settings(
+        sql,
+        database,
+        seed=seed or 0,
         replicas=replicas,
         relays=relays,
         minutes=minutes,
-        faults=drawn,
-        only=events,
+        faults=fault_names,
+        only=only,
     )
     for table, reason in left_out.items():
         typer.echo(f"left out: {plain(table)}: {plain(reason)}", err=True)
@@ -126,7 +122,7 @@ def simulate(
     # What relays log would come between the lines of the progress.
     logging.getLogger("reunite_transport").addHandler(logging.NullHandler())
     total = _Total(left_out)
-    _run(settings, numbers, shrink_seconds, total)
+    _run(settings, numbers, seconds, total)
     unwritten = _write(report, total, schema)
     if as_json:
         typer.echo(json.dumps(total.facts(schema)))

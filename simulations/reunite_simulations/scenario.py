@@ -7,13 +7,13 @@ from typing import Final
 
 from reunite.errors import UsageError
 from reunite_simulations import failure
-from reunite_simulations.asked import asked_events, asked_faults, check_numbers
+from reunite_simulations.asked import asked_seconds, asked_settings
 from reunite_simulations.origin import SQLITE_MAGIC, check_database, check_schema, read_schema
 from reunite_simulations.own import guard
 from reunite_simulations.seeds import run_seed
 from reunite_simulations.shrink import look_into
 from reunite_simulations.transactions import Workload
-from reunite_simulations.world import Report, Settings
+from reunite_simulations.world import Report
 
 # A longer text is no path.
 PATH_MAX: Final = 1_000
@@ -53,21 +53,16 @@ def simulate(
     out as it is, with a note that names the seed and the event.
     """
     _refuse_inside_a_loop()
-    check_numbers(
-        seed=seed, replicas=replicas, relays=relays, minutes=minutes, shrink=shrink_seconds
-    )
-    drawn, events = asked_faults(faults), asked_events(only)
+    seconds = asked_seconds(shrink_seconds)
     guarded, watch = guard(workload)
-    sql, database = _origin(schema)
-    settings = Settings(
+    settings = asked_settings(
+        *_origin(schema),
         seed=seed,
-        schema=sql,
-        database=database,
         replicas=replicas,
         relays=relays,
         minutes=minutes,
-        faults=drawn,
-        only=events,
+        faults=faults,
+        only=only,
         workload=guarded,
     )
     try:
@@ -77,7 +72,7 @@ def simulate(
         raise
     watch.check(seed)
     if check and report.violations:
-        small = look_into(report, seconds=shrink_seconds)
+        small = look_into(report, seconds=seconds)
         raise failure.Broken(
             small.report,
             failure.call(small.report.settings),
