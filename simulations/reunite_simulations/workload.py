@@ -9,18 +9,15 @@ go for it. What a statement did is noted by reading the rows that it may concern
 import random
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Final
 
 from reunite.cells.register import Value
-from reunite.schema import Column, ForeignKey, Table, ascii_lower, quoted
+from reunite.schema import Table, ascii_lower, quoted
 from reunite_simulations import rows, values
+from reunite_simulations.drawn import Draw
 from reunite_simulations.history import Cells, Key, Verb, Write
 
-# Rows that several replicas make under the same keys, to see them merged.
-SHARED_KEYS: Final = 30
-# A value of this many occurs in UNIQUE columns again and again.
-SHARED_VALUES: Final = 6
 # One statement writes up to so many rows, and deletes fewer, or tables would be empty.
 ROWS_AT_ONCE: Final = 12
 DELETED_AT_ONCE: Final = 4
@@ -64,15 +61,16 @@ class Mix:
 
 @dataclass
 class RandomWrites:
-    """The random writes of one transaction over tables. Its own values count up from `values`, so
-    that they are its own whichever other transactions there are. `at_first` when the file is the
-    one that the world began with: a constraint that no other knows stops what it forbids there."""
+    """The random writes of one transaction over tables; `values` and `at_first` as in `Draw`."""
 
     tables: Sequence[Table]
     chance: random.Random
     mix: Mix
-    values: int
-    at_first: bool = False
+    values: InitVar[int]
+    at_first: InitVar[bool] = False
+
+    def __post_init__(self, values: int, at_first: bool) -> None:
+        self._draw = Draw(self.chance, values, at_first)
 
     def some(self, conn: sqlite3.Connection) -> list[Write]:
         """Write some rows on an app's connection, inside its transaction. Raises sqlite3.Error
@@ -87,7 +85,7 @@ class RandomWrites:
     def append(self, conn: sqlite3.Connection) -> list[str]:
         """Add elements to a list, several in one transaction; returns their ids."""
         parts = self.chance.choice((1, 2, 3))
-        group, number = self._next(), self.chance.randrange(4)
+        group, number = self._draw.next(), self.chance.randrange(4)
         ids = [f"{group}.{part}.{parts}" for part in range(parts)]
         conn.executemany(
             f"INSERT INTO {APPEND_TABLE} VALUES (?, ?, ?)",
@@ -117,22 +115,22 @@ class RandomWrites:
     # Kinds of writes.
 
     def _insert(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
-        cells = self._row(conn, table)
+        cells = self._draw.row(conn, table)
         if cells is None:
             return []
         key = tuple(cells[column.name] for column in table.key)
         if rows.read(conn, table, key) is not None:
             return []
-        cells |= self._ends(conn, table, cells)
+        cells |= self._draw.ends(conn, table, cells)
         rows.run(conn, f"INSERT INTO {quoted(table.name)}", cells)
         return self._noted(conn, table, key, Verb.INSERT, {})
 
     def _insert_missing(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         """A row with as little as it needs, and nothing where it or another is there already."""
-        cells = self._row(conn, table)
+        cells = self._draw.row(conn, table)
         if cells is None:
             return []
-        known = self._some_key(conn, table) if self.chance.random() < 0.5 else None
+        known = self._draw.key(conn, table) if self.chance.random() < 0.5 else None
         needed = {
             column.name: cells[column.name]
             for column in table.columns
@@ -149,13 +147,13 @@ class RandomWrites:
 
     def _replace(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         """REPLACE, also of a further row, which had a value that only one may have."""
-        known = self._some_key(conn, table)
-        cells = self._row(conn, table)
+        known = self._draw.key(conn, table)
+        cells = self._draw.row(conn, table)
         if known is None or cells is None:
             return []
         new = tuple(cells[column.name] for column in table.key)
         key = known if self.chance.random() < 0.7 else new
-        victim = self._some_key(conn, table) if self.chance.random() < 0.6 else None
+        victim = self._draw.key(conn, table) if self.chance.random() < 0.6 else None
         taken = rows.read(conn, table, victim) if victim is not None and victim != key else None
         concerned = self._with_below(conn, table, [key] if taken is None else [key, victim or key])
         # Their children go with them: a little of that is enough.
@@ -165,7 +163,7 @@ class RandomWrites:
             for column in map(table.column, sorted(rows.unique_columns(table))):
                 assert column is not None
                 if rows.parent_of(table, column) is None:
-                    cells[column.name] = self._value(column)
+                    cells[column.name] = self._draw.value(column)
         else:
             cells = dict(taken)
         cells |= rows.by_name(table, key)
@@ -178,7 +176,7 @@ class RandomWrites:
                     rows.update(conn, table, key, unique, "UPDATE OR REPLACE")
                 return
             rows.run(conn, f"INSERT OR REPLACE INTO {quoted(table.name)}", cells)
-            fresh = {c.name: self._value(c) for c in table.cells if rows.is_free(table, c)}
+            fresh = {c.name: self._draw.value(c) for c in table.cells if rows.is_free(table, c)}
             if taken is not None and fresh:
                 # What was copied belongs to its write. And an index that others do not have would
                 # be broken if the other row came back by an edit of theirs.
@@ -192,7 +190,7 @@ class RandomWrites:
         return writes
 
     def _upsert(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
-        key = self._some_key(conn, table)
+        key = self._draw.key(conn, table)
         free = [column for column in table.cells if rows.is_free(table, column)]
         if key is None or not free:
             return []
@@ -202,7 +200,7 @@ class RandomWrites:
         cells = dict(before) | rows.by_name(table, key)
         name = quoted(column.name)
         keys = ", ".join(quoted(each.name) for each in table.key)
-        cells[column.name] = self._value(column)
+        cells[column.name] = self._draw.value(column)
         rows.run(
             conn,
             f"INSERT INTO {quoted(table.name)}",
@@ -212,19 +210,19 @@ class RandomWrites:
         return self._noted(conn, table, key, Verb.UPDATE, before)
 
     def _update(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
-        key = self._some_key(conn, table)
+        key = self._draw.key(conn, table)
         if key is None or not table.cells:
             return []
         before = rows.read(conn, table, key)
         assert before is not None
         many = self.chance.randint(1, min(3, len(table.cells)))
         columns = self.chance.sample(list(table.cells), many)
-        rows.update(conn, table, key, {c.name: self._cell(conn, table, c) for c in columns})
+        rows.update(conn, table, key, {c.name: self._draw.cell(conn, table, c) for c in columns})
         return self._noted(conn, table, key, Verb.UPDATE, before)
 
     def _write_back(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         """All columns as they are, as an object mapper saves a row: no edit."""
-        key = self._some_key(conn, table)
+        key = self._draw.key(conn, table)
         before = rows.read(conn, table, key) if key is not None else None
         if key is None or not before:
             return []
@@ -236,7 +234,7 @@ class RandomWrites:
         free = [column for column in table.cells if rows.is_free(table, column)]
         if not free:
             return []
-        where, given = self._some_rows(conn, table, ROWS_AT_ONCE)
+        where, given = self._draw.rows(conn, table, ROWS_AT_ONCE)
         keys = rows.keys(conn, table, where, given)
         if not keys:
             return []
@@ -246,13 +244,13 @@ class RandomWrites:
         spoken = table.key[0].type in ("integer", "text", "uuid")
         sets: Sequence[Value]
         if not values.occurs_once(column):
-            value, sets = "?", [self._value(column)]
+            value, sets = "?", [self._draw.value(column)]
         elif values.takes_any_text(column) and len(table.key) == 1 and spoken:
-            value, sets = f"? || {key}", [f"v{self._next()}."]
+            value, sets = f"? || {key}", [f"v{self._draw.next()}."]
         else:
             test = rows.is_key(table)
             value = "CASE" + f" WHEN {test} THEN ?" * len(keys) + f" ELSE {name} END"
-            sets = [each for key in keys for each in (*key, self._value(column))]
+            sets = [each for key in keys for each in (*key, self._draw.value(column))]
         sql = f"UPDATE {quoted(table.name)} SET {name} = {value} WHERE {where}"
         return self._seen_to_do(
             conn, [(table, key) for key in keys], lambda: conn.execute(sql, (*sets, *given))
@@ -271,7 +269,7 @@ class RandomWrites:
             if index.unique and referred.isdisjoint(map(ascii_lower, index.columns))
         ]
         unique = [columns for columns in unique if not any(column.key for column in columns)]
-        one, other = self._some_key(conn, table), self._some_key(conn, table)
+        one, other = self._draw.key(conn, table), self._draw.key(conn, table)
         if not unique or one is None or other is None or one == other:
             return []
         columns = self.chance.choice(unique)
@@ -279,7 +277,7 @@ class RandomWrites:
         assert had is not None
         assert has is not None
         spare: dict[str, Value] = {
-            column.name: self._value(column) if column.notnull else None
+            column.name: self._draw.value(column) if column.notnull else None
             for column in columns
             if rows.parent_of(table, column) is None or not column.notnull
         }
@@ -304,11 +302,11 @@ class RandomWrites:
         return self._seen_to_do(conn, [(table, one), (table, other)], exchange)
 
     def _delete(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
-        key = self._some_key(conn, table)
+        key = self._draw.key(conn, table)
         return [] if key is None else self._delete_where(conn, table, rows.is_key(table), key)
 
     def _delete_many(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
-        return self._delete_where(conn, table, *self._some_rows(conn, table, DELETED_AT_ONCE))
+        return self._delete_where(conn, table, *self._draw.rows(conn, table, DELETED_AT_ONCE))
 
     def _delete_where(
         self, conn: sqlite3.Connection, table: Table, where: str, given: Sequence[Value]
@@ -323,7 +321,7 @@ class RandomWrites:
 
     def _move_key(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         """A changed primary key, of a row that nobody refers to, or whose children follow it."""
-        key = self._some_key(conn, table)
+        key = self._draw.key(conn, table)
         follow = all(
             foreign_key.on_update == "CASCADE"
             and not any(rows.column(child, name).key for name in foreign_key.columns)
@@ -337,11 +335,11 @@ class RandomWrites:
             (child, child_key, rows.read(conn, child, child_key) or {})
             for child, _, child_key in rows.referring(conn, self.tables, table, key)
         ]
-        new = (self._key_value(table.key[0]),)
+        new = (self._draw.key_value(table.key[0]),)
         # Another client's edit may bring the old row back beside the new one, and an index that
         # the relay does not know would be broken if both had the same values.
         fresh = {
-            column.name: self._value(column)
+            column.name: self._draw.value(column)
             for column in table.cells
             if rows.is_free(table, column)
         }
@@ -359,7 +357,7 @@ class RandomWrites:
     def _large(self, conn: sqlite3.Connection) -> list[Write]:
         """Very many rows in one transaction, or rows that are very large."""
         table = self.chance.choice(self.tables)
-        cells = self._row(conn, table)
+        cells = self._draw.row(conn, table)
         if cells is None:
             return []
         # All have the parents and the NULLs of one, and values of their own.
@@ -377,9 +375,9 @@ class RandomWrites:
         made: list[dict[str, Value]] = []
         least, most = LARGE_ROWS if heavy is None else HEAVY_ROWS
         for _ in range(int(least * (most / least) ** self.chance.random() ** 3)):
-            made.append(cells | {column.name: self._key_value(column) for column in own})
+            made.append(cells | {column.name: self._draw.key_value(column) for column in own})
             if heavy is not None:
-                value = values.large(heavy, self._next(), HEAVY_BYTES, self.chance)
+                value = values.large(heavy, self._draw.next(), HEAVY_BYTES, self.chance)
                 made[-1][heavy.name] = value
         names = ", ".join(map(quoted, cells))
         marks = ", ".join("?" * len(cells))
@@ -393,132 +391,7 @@ class RandomWrites:
     def _is_small(self, conn: sqlite3.Connection) -> bool:
         return sum(rows.count(conn, table) for table in self.tables) < LARGE_DATABASE_ROWS
 
-    # Values.
-
-    def _row(self, conn: sqlite3.Connection, table: Table) -> dict[str, Value] | None:
-        """A new row's cells; None where it would have to refer to what is not there."""
-        cells: dict[str, Value] = {}
-        for column in table.columns:
-            parent = rows.parent_of(table, column)
-            if parent is not None:
-                continue
-            if column.key and self.chance.random() < 0.15:
-                cells[column.name] = self.chance.choice(_shared_keys(column))
-            elif column.key:
-                cells[column.name] = self._key_value(column)
-            elif column.default is not None and self.chance.random() < 0.5:
-                continue
-            elif not column.notnull and self.chance.random() < 0.2:
-                cells[column.name] = None
-            else:
-                cells[column.name] = self._cell(conn, table, column)
-        for foreign_key in table.foreign_keys:
-            found = self._parent_values(conn, table, foreign_key)
-            if found is None:
-                return None
-            cells |= found
-        return cells
-
-    def _cell(self, conn: sqlite3.Connection, table: Table, column: Column) -> Value:
-        foreign_key = rows.parent_of(table, column)
-        if foreign_key is not None:
-            found = self._parent_values(conn, table, foreign_key)
-            return found[column.name] if found is not None else None
-        unique = column.name in rows.unique_columns(table)
-        # Of a pair, each is the same more often, or both would hardly ever be.
-        alone = any(index.unique and index.columns == (column.name,) for index in table.indexes)
-        if unique and self.chance.random() < (0.2 if alone else 0.4):
-            return values.plain(column, self.chance.randrange(SHARED_VALUES) + 1)
-        if not (unique or column.notnull or column.key) and self.chance.random() < 0.1:
-            return None
-        return self._value(column)
-
-    def _parent_values(
-        self, conn: sqlite3.Connection, table: Table, foreign_key: ForeignKey
-    ) -> dict[str, Value] | None:
-        columns = [rows.column(table, name) for name in foreign_key.columns]
-        nullable = not any(column.notnull or column.key for column in columns)
-        if nullable and self.chance.random() < 0.2:
-            return dict.fromkeys(foreign_key.columns)
-        names = ", ".join(quoted(name) for name in foreign_key.parent_columns)
-        parents = conn.execute(f"SELECT {names} FROM {quoted(foreign_key.parent)}").fetchall()
-        if not parents:
-            return dict.fromkeys(foreign_key.columns) if nullable else None
-        return dict(
-            zip(foreign_key.columns, self.chance.choice(sorted(parents, key=repr)), strict=True)
-        )
-
-    def _ends(self, conn: sqlite3.Connection, table: Table, cells: Cells) -> dict[str, Value]:
-        """Now and then the empty or the last value that a type has, for one cell of a row that is
-        new to everybody: no other write has it, and the first file has all UNIQUE indexes."""
-        fresh = any(
-            rows.parent_of(table, column) is None
-            and values.occurs_once(column)
-            and cells[column.name] not in _shared_keys(column)
-            for column in table.key
-        )
-        if not (self.at_first and fresh and self.chance.random() < 0.3):
-            return {}
-        known = sum(index.unique for index in table.indexes)
-        if rows.unique_indexes(conn, table) != known:
-            return {}
-        free = [column for column in table.cells if rows.is_free(table, column)]
-        column = self.chance.choice(free) if free else None
-        value = values.last(column, self.chance) if column is not None else None
-        return {} if column is None or value is None else {column.name: value}
-
-    def _value(self, column: Column) -> Value:
-        """A value that occurs nowhere else."""
-        drawn = self.chance.random()
-        if self.at_first and drawn < 0.15:
-            return values.extreme(column, self._next(), self.chance)
-        if drawn < 0.15:
-            return values.odd(column, self._next(), self.chance)
-        return values.plain(column, self._next())
-
-    def _key_value(self, column: Column) -> Value:
-        """A key that nobody else has."""
-        return values.plain(column, self._next())
-
-    def _next(self) -> int:
-        self.values += 1
-        return self.values
-
-    # Rows.
-
-    def _some_key(self, conn: sqlite3.Connection, table: Table) -> Key | None:
-        count = rows.count(conn, table)
-        if not count:
-            return None
-        # Rows that everybody writes now and then, beside those that few do.
-        place = self.chance.randrange(min(count, 8) if self.chance.random() < 0.5 else count)
-        return rows.keys(conn, table, "1", (), limit=1, offset=place)[0]
-
-    def _some_rows(
-        self, conn: sqlite3.Connection, table: Table, rows_max: int
-    ) -> tuple[str, Sequence[Value]]:
-        """A condition that is true of some rows and its values: a range or a list of keys, or what
-        one row has in a column, where not too many have it."""
-        first = self._some_key(conn, table)
-        if first is None:
-            return "0", ()
-        keys = ", ".join(quoted(column.name) for column in table.key)
-        marks = ", ".join("?" * len(table.key))
-        drawn = self.chance.random()
-        if drawn < 0.3 and table.cells:
-            column = self.chance.choice(table.cells)
-            value = (rows.read(conn, table, first) or {})[column.name]
-            where = f"{quoted(column.name)} IS ?"
-            if len(rows.keys(conn, table, where, (value,), limit=rows_max + 1)) <= rows_max:
-                return where, (value,)
-        many = self.chance.randint(2, rows_max)
-        found = rows.keys(conn, table, f"({keys}) >= ({marks})", first, limit=many)
-        if not found:
-            return "0", ()
-        if drawn < 0.7:
-            return f"({keys}) >= ({marks}) AND ({keys}) <= ({marks})", (*found[0], *found[-1])
-        given = [value for key in found for value in key]
-        return f"({keys}) IN (VALUES {', '.join([f'({marks})'] * len(found))})", given
+    # What was done.
 
     def _with_below(
         self, conn: sqlite3.Connection, table: Table, keys: Iterable[Key]
@@ -564,7 +437,3 @@ class RandomWrites:
             if name in before and (value != before[name] or type(value) is not type(before[name]))
         }
         return [Write(verb, table.name, key, changed, before)] if changed or not before else []
-
-
-def _shared_keys(column: Column) -> list[Value]:
-    return [values.plain(column, number + 1) for number in range(SHARED_KEYS)]
