@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgpack
 
+from benchmarks import merging
 from reunite import Database
 from reunite.cells.register import Value
 from reunite.clock import NEVER, stamp
@@ -40,6 +41,8 @@ INSERT = "INSERT INTO item (id, name, count, price, note, at) VALUES (?, ?, ?, ?
 UPDATE = "UPDATE item SET count = ?, note = ? WHERE id = ?"
 SINGLE_ROWS = 300
 LIVE_EDITS = 100
+# An edit of a column that merges, over one of a register.
+GOALS = {"counter": 1.5, "text": 10.0}
 
 
 class Figure(NamedTuple):
@@ -170,13 +173,17 @@ def ratios(rounds: list[dict[str, dict[str, float]]]) -> Iterator[tuple[str, flo
             )
 
 
-async def sync_round(folder: Path, postgres: str, count: int) -> dict[str, float]:
-    """One round of sync: a file into Postgres, into a new file, and live edits."""
+async def new_database(postgres: str, name: str) -> str:
+    """The DSN of an empty database of this name."""
     conn = await asyncpg.connect(postgres)
-    name = f"bench_{folder.name}".lower().replace("-", "_")
     await conn.execute(f'CREATE DATABASE "{name}"')
     await conn.close()
-    url = postgres.replace("/postgres?", f"/{name}?")
+    return postgres.replace("/postgres?", f"/{name}?")
+
+
+async def sync_round(folder: Path, postgres: str, count: int) -> dict[str, float]:
+    """One round of sync: a file into Postgres, into a new file, and live edits."""
+    url = await new_database(postgres, f"bench_{folder.name}")
     conn = await asyncpg.connect(url)
     await conn.execute(
         "CREATE TABLE raw_item (id bigint PRIMARY KEY, name text NOT NULL, count bigint NOT NULL,"
@@ -211,6 +218,14 @@ async def sync_round(folder: Path, postgres: str, count: int) -> dict[str, float
                         load = time.perf_counter() - start
                         assert await b.verify() == []
                         latencies = [await live_edit(a, b, i) for i in range(LIVE_EDITS)]
+                updates = [(row[2] + 1, "changed", row[0]) for row in rows]
+                await sync_a.caught_up(timeout=300)
+                start = time.perf_counter()
+                await a.executemany(UPDATE, updates)
+                await sync_a.caught_up(timeout=300)
+                push_updates = time.perf_counter() - start
+                changed = "SELECT count(*) FROM item WHERE note = 'changed'"
+                assert await conn.fetchval(changed) == count
                 raw = raw_file(folder / "raw_load.db")
                 raw_load, _, _ = write_plain(raw, count)
                 raw.close()
@@ -221,6 +236,7 @@ async def sync_round(folder: Path, postgres: str, count: int) -> dict[str, float
     return {
         "push rows/s": count / push,
         "push / raw Postgres": push / raw_postgres,
+        "push updates rows/s": count / push_updates,
         "load rows/s": count / load,
         "load / raw SQLite": load / raw_load,
         "live ms": statistics.median(latencies) * 1000,
@@ -243,11 +259,30 @@ async def live_edit(a: Database, b: Database, number: int) -> float:
     return time.perf_counter() - start
 
 
+def merging_figures(
+    local: list[dict[str, float]], pushed: list[dict[str, float]]
+) -> Iterator[Figure]:
+    """What edits of columns that merge cost beside those of a register in the same table."""
+    for name in local[0]:
+        kind, _, how = name.partition(" ")
+        best = min(seconds[name] for seconds in local)
+        if kind == "register":
+            yield Figure(f"edit of a register, {how}", best * 1e6, "us")
+        else:
+            ratio = best / min(seconds[f"register {how}"] for seconds in local)
+            yield Figure(f"edit of a {kind}, {how}, over a register", ratio, "x", GOALS.get(kind))
+    for kind in pushed[0]:
+        rate = statistics.median(rates[kind] for rates in pushed)
+        yield Figure(f"push edits of a {kind}", rate, "rows/s")
+
+
 async def measure(count: int, rounds: int) -> list[Figure]:
     """All figures."""
     figures = list(documents())
     local: list[dict[str, dict[str, float]]] = []
     synced: list[dict[str, float]] = []
+    edited: list[dict[str, float]] = []
+    pushed: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="reunite-bench-") as name:
         async with embedded_postgres(Path(name) / "postgres") as postgres:
             for number in range(rounds):
@@ -255,6 +290,9 @@ async def measure(count: int, rounds: int) -> list[Figure]:
                 os.mkdir(folder)
                 local.append(await local_round(folder, count))
                 synced.append(await sync_round(folder, postgres, count))
+                edited.append(await merging.local_round(folder, count // 5, number))
+                url = await new_database(postgres, f"merging_{folder.name}")
+                pushed.append(await merging.push_round(folder, url, count // 5))
     goals = {
         "capture insert": 2.5,
         "capture update": 3.5,
@@ -269,6 +307,7 @@ async def measure(count: int, rounds: int) -> list[Figure]:
         unit = key.rsplit(" ", 1)[-1] if "/" not in key or "rows/s" in key else "x"
         goal = at_least.get(key, 20.0 if key == "live ms" else None)
         figures.append(Figure(key, value, unit, goal, key in at_least))
+    figures += merging_figures(edited, pushed)
     return figures
 
 

@@ -31,6 +31,8 @@ EDGES = {
     "aiohttp": ["transport/reunite_transport/websocket.py", f"{RELAY}/server.py"],
     "asyncpg": [f"{RELAY}/postgres_*.py", f"{RELAY}/embedded.py"],
     "msgpack": [
+        "engine/reunite/cells/counter.py",
+        "engine/reunite/cells/set.py",
         "engine/reunite/document.py",
         "engine/reunite/keys.py",
         "engine/reunite/payload.py",
@@ -39,7 +41,7 @@ EDGES = {
     ],
     "pycrdt": ["engine/reunite/cells/yjs.py"],
     "rich": [SIMULATE, *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "demo", "watch"))],
-    "sqlalchemy": [f"{RELAY}/postgres_schema.py"],
+    "sqlalchemy": ["engine/reunite/sqlalchemy_types.py", f"{RELAY}/postgres_schema.py"],
     "typer": [SIMULATE, *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "watch"))],
 }
 

@@ -22,6 +22,7 @@ from reunite.errors import (
     TableError,
     UsageError,
 )
+from reunite.overwritten import Overwritten
 from reunite.verify import Difference
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Difference",
     "FileError",
     "FormatError",
+    "Overwritten",
     "ProtocolError",
     "RealmMismatch",
     "Result",

@@ -8,26 +8,40 @@ any other differs, the two files are not copies of one, and sync stops until the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from reunite import outbox
 from reunite.apply import apply_rows
 from reunite.bookkeeping import Row, Tracked, lines_of, save_rows, save_table
 from reunite.capture import capture_all, fetch_text, install, vanished
-from reunite.cells.register import same
+from reunite.cells.register import Register, Value, same
 from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
-from reunite.document import Document, decode, encode, merge
+from reunite.columns import Columns
+from reunite.document import KIND_MASK, Document, decode, encode, merge
 from reunite.errors import AdoptionConflict, TableError
-from reunite.fold import Shape, fold
+from reunite.fold import fold
 from reunite.inbox import made_visible
 from reunite.keys import stored_key
 from reunite.payload import Entry, Kind, RowRef
+from reunite.rebase import merging_rows, rebase, steps
 from reunite.rejected import record_entry
-from reunite.schema import OWN_PREFIX, Table, ascii_lower, parents_first, quoted, read_table
+from reunite.schema import (
+    OWN_PREFIX,
+    Column,
+    Table,
+    ascii_lower,
+    default_value,
+    parents_first,
+    quoted,
+    read_table,
+)
 from reunite.state import State
-from reunite.types import fitting_type, key_type
+from reunite.types import MERGING, MERGING_TAKES, fits, fitting_type, key_type
 
 Choice: TypeAlias = Literal["theirs", "ours"]
+
+# Of a value that an error shows as an example: enough to find it by.
+_SHOWN_CHARS_MAX: Final = 60
 
 
 def track(state: State, names: Sequence[str]) -> list[str]:
@@ -70,8 +84,14 @@ def _take_rows(state: State, tracked: Tracked) -> None:
     capture_all(state.conn, tracked, state.now_ms)
     changeset = outbox.next_id(state.conn)
     entries = fold(
-        state.conn, state.shapes, state.meta, changeset, now_ms=state.now_ms, adopting=True
-    )
+        state.conn,
+        state.shapes,
+        state.meta,
+        changeset,
+        session=state.session,
+        now_ms=state.now_ms,
+        adopting=True,
+    ).entries
     outbox.add(state, changeset, entries, loose=True, adopting=True)
     _show_missing(state, tracked)
 
@@ -85,7 +105,8 @@ def _show_missing(state: State, tracked: Tracked) -> None:
 def match_ids(
     state: State, table: Table, remote: Table, kept: Mapping[str, int] | None = None
 ) -> Table:
-    """A local table with the registry's column ids, and provisional ones for what it lacks.
+    """A local table with the registry's column ids, and provisional ones for what it lacks. How a
+    column merges, the registry decides: files that declare it differently must agree.
 
     `kept` are the ids that columns have already, by the name that they have here: a column that
     was renamed here has another name there. Raises TableError for another primary key.
@@ -109,7 +130,15 @@ def match_ids(
             " relay's is"
             f" ({', '.join(column.name for column in remote.key)}); they must be the same",
         )
-    return table.renumbered(ids)
+    theirs_by_id = {column.id: column for column in remote.columns}
+    matched = table.renumbered(ids)
+    return replace(
+        matched,
+        columns=tuple(
+            replace(column, type=_merging_as(column, theirs_by_id.get(column.id)))
+            for column in matched.columns
+        ),
+    )
 
 
 def reconcile(state: State, choice: Choice | None) -> None:
@@ -119,6 +148,9 @@ def reconcile(state: State, choice: Choice | None) -> None:
     Raises AdoptionConflict when rows differ and `choice` is None; the caller's transaction must
     then be rolled back.
     """
+    # What was done since the table was tracked builds on its rows as they were here.
+    merging = merging_rows(state)
+    made = steps(state, merging)
     counts: dict[str, int] = {}
     stale: dict[RowRef, Row] = {}
     quiet: list[tuple[RowRef, Row]] = []
@@ -148,8 +180,9 @@ def reconcile(state: State, choice: Choice | None) -> None:
                 continue
             base, ours = decode(row.base), decode(entry.document)
             stale[entry.row] = row
-            if _same_origin(state.shapes[entry.row.table], base, ours):
-                if _any_equal(base, ours):
+            columns = state.shapes[entry.row.table].columns
+            if _same_origin(columns, base, ours):
+                if _any_equal(columns, base, ours):
                     related.add(entry.row.table)
                 else:
                     doubtful.append(entry)
@@ -194,6 +227,9 @@ def reconcile(state: State, choice: Choice | None) -> None:
                 " another row; the relay's is kept, and these were the values here",
             )
     state.conn.execute("UPDATE _reunite_changesets SET adopting = 0")
+    if made:
+        state.renew_session()
+        rebase(state, merging, made)
     if choice == "ours":
         # What was done since the table was tracked comes after its rows, which are edits of now.
         stale |= lines_of(state.conn, outbox.restamp(state) - stale.keys())
@@ -213,47 +249,60 @@ def _holds(base: bytes, offered: bytes) -> bool:
     return merge(known, decode(offered)) == known
 
 
-def _any_equal(base: Document, ours: Document) -> bool:
+def _any_equal(columns: Columns, base: Document, ours: Document) -> bool:
     """True when a column shows that both rows are one; a row of nothing but its key is one."""
+    held = {key & ~KIND_MASK for key in base.cells}
     return not ours.cells or any(
-        key in base.cells and same(base.cells[key][1], value)
-        for key, (_, value) in ours.cells.items()
+        key in held and same(theirs, own)
+        for key, theirs, own in zip(
+            columns.keys, columns.values(base), columns.values(ours), strict=True
+        )
     )
 
 
-def _same_origin(shape: Shape, base: Document, ours: Document) -> bool:
+def _same_origin(columns: Columns, base: Document, ours: Document) -> bool:
     """True when the realm's row can have begun as ours: every column equal or edited since."""
-    default_by_key = dict(zip(shape.keys, shape.defaults, strict=True))
-    for key, (_, value) in ours.cells.items():
-        mark, theirs = base.cells.get(key, (FLOOR, default_by_key.get(key)))
-        edited_since = base.born == FLOOR and mark != FLOOR
-        if not (edited_since or same(theirs, value)):
-            return False
-    return True
+    edited: set[int] = set()
+    if base.born == FLOOR:
+        edited = {key & ~KIND_MASK for key, cell in base.cells.items() if cell[0] != FLOOR}
+    return all(
+        key in edited or same(theirs, own)
+        for key, theirs, own in zip(
+            columns.keys, columns.values(base), columns.values(ours), strict=True
+        )
+    )
 
 
 def _as_edit(state: State, entry: Entry, base: Document, ours: Document) -> Entry:
     """Our row as an edit made now on top of the realm's."""
     seen = time_of(base.latest())
     mark = stamp(edit_time(state.now_ms, state.meta.offset_ms, seen), state.meta.replica)
+    columns = state.shapes[entry.row.table].columns
+    edits = [
+        columns.edit(base, key, own, state.author)
+        for key, own, theirs in zip(
+            columns.keys, columns.values(ours), columns.values(base), strict=True
+        )
+        if not base.alive or not same(theirs, own)
+    ]
+    cells: dict[int, Register] = {edit.key: (mark, edit.delta) for edit in edits}
     if base.alive:
-        cells = {
-            key: (mark, value)
-            for key, (_, value) in ours.cells.items()
-            if key not in base.cells or not same(base.cells[key][1], value)
-        }
         document, kind = Document(NEVER, mark, NEVER, cells), Kind.PARTIAL
     else:
-        cells = {key: (mark, value) for key, (_, value) in ours.cells.items()}
         document, kind = Document(mark, mark, NEVER, cells), Kind.WHOLE
     return Entry(entry.row, kind, encode(document), state.now_ms, seen)
 
 
 def _with_fitting_types(state: State, table: Table) -> Table:
+    folded = ascii_lower(table.name)
+    known = (t.remote for t in state.tables.values() if ascii_lower(t.table.name) == folded)
+    remote = next(known, None)
     columns = []
     for column in table.columns:
-        wanted = column.type
-        if column.key or wanted not in ("any", "text"):
+        wanted = _merging_as(column, remote.column(column.name) if remote else None)
+        if wanted in MERGING:
+            _check_merging(state, table, column, wanted)
+        elif column.key or wanted not in ("any", "text"):
             found = fetch_text(
                 state.conn, f"SELECT {quoted(column.name)} FROM {quoted(table.name)}", ()
             )
@@ -262,3 +311,41 @@ def _with_fitting_types(state: State, table: Table) -> Table:
             wanted = key_type(values) if untyped else fitting_type(wanted, values)
         columns.append(replace(column, type=wanted))
     return replace(table, columns=tuple(columns))
+
+
+def _merging_as(column: Column, theirs: Column | None) -> str:
+    """The logical type of a column here, where the realm's column is `theirs`: the realm's when
+    either of them merges. No key does, whatever a relay says."""
+    if theirs is None or column.key or MERGING.isdisjoint((column.type, theirs.type)):
+        return column.type
+    return theirs.type
+
+
+def _check_merging(state: State, table: Table, column: Column, wanted: str) -> None:
+    """Raise TableError where a column that is to merge has a default, or holds a value, that its
+    kind cannot hold."""
+    said = f"column {column.name!r} is declared {column.declared or 'without a type'}"
+    remedy = "correct such values, or declare the column as another type, then track it"
+    if wanted != column.type:
+        said += f" and merges as {wanted} in the realm"
+        remedy = "correct such values, then track it, or rename the column"
+    said += f", so it takes {MERGING_TAKES[wanted]} or NULL;"
+    if not fits(wanted, default_value(column)):
+        raise TableError(
+            table.name,
+            f"{said} its default is {_shortened(column.default)}: declare another, then track it",
+        )
+    # In one query, since only so is a value's key known.
+    names = ", ".join(quoted(part.name) for part in (column, *table.key))
+    for value, *key in fetch_text(state.conn, f"SELECT {names} FROM {quoted(table.name)}", ()):
+        if not fits(wanted, value):
+            raise TableError(
+                table.name,
+                f"{said} the row with the key {', '.join(map(_shortened, key))} holds"
+                f" {_shortened(value)}: {remedy}",
+            )
+
+
+def _shortened(value: Value) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS_MAX else f"{text[:_SHOWN_CHARS_MAX]}..."

@@ -26,10 +26,10 @@ from reunite.capture import captured_tables, clear, fetch_text, last_captured, u
 from reunite.cells.register import Value, same
 from reunite.clock import FLOOR
 from reunite.document import EMPTY, Document, decode
-from reunite.fold import Shape, expected
 from reunite.keys import key_problem, key_values, stored_key
 from reunite.payload import ABSENT, RowRef, pack_image, unpack_image
 from reunite.schema import quoted
+from reunite.shape import Shape, expected
 from reunite.state import State
 
 
@@ -91,6 +91,31 @@ def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = Fal
     for ref in nowhere:
         del lines[ref]
     save_rows(state.conn, lines.items())
+
+
+def tidy(state: State, refs: Iterable[RowRef]) -> None:
+    """Write columns that merge, of rows that are folded, as every replica shows them. A row whose
+    table does not let it keeps what it has, which is its image."""
+    for ref, row in lines_of(state.conn, refs).items():
+        shape, image = state.shapes[ref.table], unpack_image(row.image)
+        if image is None or row.document is None:
+            continue
+        shown = dict(zip(shape.keys, expected(shape, decode(row.document), None), strict=True))
+        names = dict(zip(shape.keys, (c.name for c in shape.columns.columns), strict=True))
+        wanted = {
+            key: shown[key]
+            for key, value in image.items()
+            if key in shape.columns.kinds_by_key and shape.columns.is_same(key, value, shown[key])
+        }
+        table = shape.tracked.table
+        sets = ", ".join(f"{quoted(names[key])} = ?" for key in wanted)
+        where = " AND ".join(f"{quoted(column.name)} = ?" for column in table.key)
+        key = key_values(ref.key, len(table.key))
+        # ABORT, whatever the table's own constraints say: nothing is replaced for a spelling.
+        sql = f"UPDATE OR ABORT {quoted(table.name)} SET {sets} WHERE {where}"
+        if wanted:
+            with _without_triggers_that_roll_back(state):
+                _attempt(state.conn, [(sql, [(*wanted.values(), *key)])])
 
 
 def read_row(conn: sqlite3.Connection, shape: Shape, key: Value) -> tuple[Value, ...] | None:

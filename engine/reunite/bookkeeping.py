@@ -17,6 +17,13 @@ from reunite.schema import PROVISIONAL_ID, Table
 
 FILE_FORMAT: Final = 1
 
+# What merges overwrote, as far as this file saw it: documents of the cells that gave way, and the
+# stamp of what took their place (see `reunite.overwritten`). place counts within a row, a large
+# document by its size, so that a row's history can end. Files of the first releases lack it.
+_HISTORY: Final = """CREATE TABLE IF NOT EXISTS _reunite_history (
+    tbl INTEGER NOT NULL, key NOT NULL, place INTEGER NOT NULL, replaced_by BLOB NOT NULL,
+    document BLOB NOT NULL, PRIMARY KEY (tbl, key, place)
+) WITHOUT ROWID"""
 
 _DDL: Final = (
     # Single facts about this replica: its identity, cursor and clock offset.
@@ -45,6 +52,7 @@ _DDL: Final = (
     # What has arrived but must not show before its snapshot is whole.
     """CREATE TABLE _reunite_inbox (
         id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, message BLOB NOT NULL)""",
+    _HISTORY,
     """CREATE TABLE reunite_rejected (
         id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, "table" TEXT NOT NULL, key,
         kind TEXT NOT NULL,
@@ -89,6 +97,11 @@ class Meta:
     provisional: int = PROVISIONAL_ID
     # Changes whenever `_reunite_tables` does.
     catalog: int = 0
+    # How often work of this file was given up, or became another replica's.
+    refusals: int = 0
+    # Changesets up to this id may be in another file as well, which this one is a copy of, or that
+    # is a copy of this one.
+    shared: int = 0
     # SQLite's own schema counter when the tables were last looked at.
     schema_version: int = -1
     last_sync_ms: int | None = None
@@ -147,6 +160,11 @@ def prepare(conn: sqlite3.Connection, new_replica: Callable[[], int]) -> None:
             conn.execute(statement)
         save_meta(conn, Meta(replica=new_replica()))
     load_meta(conn)
+
+
+def complete(conn: sqlite3.Connection) -> None:
+    """Make the tables that a file of this format was made without, by an earlier release."""
+    conn.execute(_HISTORY)
 
 
 def load_meta(conn: sqlite3.Connection) -> Meta:

@@ -104,13 +104,16 @@ def has_hidden_collisions(conn: sqlite3.Connection, table: str) -> bool:
 
 
 def capture_all(conn: sqlite3.Connection, tracked: Tracked, now_ms: int) -> None:
-    """Capture every row of a table, as if each had just been written."""
-    key = [quoted(column.name) for column in tracked.table.key]
-    into = ", ".join(f"k{index}" for index in range(len(key)))
+    """Capture every row of a table, as if each had just been written, but for those that are
+    captured already: a change of their table does not make an edit later than it was."""
+    keys = ", ".join(quoted(column.name) for column in tracked.table.key)
+    into = ", ".join(f"k{index}" for index in range(len(tracked.table.key)))
+    # A key with a NULL in it is neither in a list nor not.
     conn.execute(
         f"INSERT INTO _reunite_log (tbl, at, {into})"
-        f" SELECT ?, ?, {', '.join(key)} FROM {quoted(tracked.table.name)}",
-        (tracked.id, now_ms),
+        f" SELECT ?, ?, {keys} FROM {quoted(tracked.table.name)}"
+        f" WHERE ({keys}) IN (SELECT {into} FROM _reunite_log WHERE tbl = ?) IS NOT 1",
+        (tracked.id, now_ms, tracked.id),
     )
 
 

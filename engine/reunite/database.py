@@ -10,22 +10,27 @@ import asyncio
 import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import aiosqlite
 
+from reunite import history, text
+from reunite.cells.register import Value
 from reunite.driver import ThreadDriver, real_chance, real_clock
-from reunite.errors import FileError, UsageError
+from reunite.errors import FileError, SyncError, UsageError
+from reunite.overwritten import Loss, Overwritten
 from reunite.replica import Replica, fold_own, fold_strangers
 from reunite.verify import Difference, verify
 
 T = TypeVar("T")
 # What sqlite3 binds: a value adapter may take more than the five storage classes.
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
+# Asks a relay for a row's losses, by its table's id there and its packed key. Raises SyncError.
+HistorySource: TypeAlias = Callable[[int, bytes], Awaitable[Sequence[Loss]]]
 
 # How long to wait for another program's write lock before giving up, in milliseconds.
 BUSY_TIMEOUT_MS = 10_000
@@ -81,6 +86,7 @@ class Database:
         """`clock` returns milliseconds since 1970 UTC; it dates the edits."""
         self.path = Path(path)
         self.clock = clock
+        self._chance = real_chance()
         self._engine = ThreadDriver(
             lambda: _connect(self.path, foreign_keys=False), "reunite-engine"
         )
@@ -92,6 +98,7 @@ class Database:
         self._lock = asyncio.Lock()
         self._holder: asyncio.Task[Any] | None = None
         self._listeners: list[Callable[[], None]] = []
+        self._history_sources: list[HistorySource] = []
         self._users = 0
 
     def __repr__(self) -> str:
@@ -199,6 +206,54 @@ class Database:
                 tx._open = False
         await self._committed()
 
+    @asynccontextmanager
+    async def text(
+        self, table: str, key: Value | Sequence[Value], column: str
+    ) -> AsyncIterator[text.Editor]:
+        """Open a CRDT_TEXT column of one row for editing; `key` is its primary key, a tuple where
+        that has several columns. What is edited is saved at the end of the block, not when it
+        raises. Raises UsageError for what is no such text."""
+        self._refuse_inside()
+        replica = self.replica
+
+        def load() -> tuple[text.TextCell, bytes]:
+            with replica.transaction() as state:
+                fold_strangers(state)
+                cell = text.find(state, table, key, column)
+                return cell, text.read(state, cell)
+
+        cell, data = await self.on_engine(load)
+        seen = -1
+
+        async def has_changed() -> bool:
+            nonlocal seen
+            assert self._reader is not None
+            before = seen
+            ((version,),) = await self._reader.execute_fetchall("PRAGMA data_version")
+            seen = int(version)
+            return seen != before
+
+        async def save(delta: bytes) -> None:
+            await self._write(lambda _: text.write(self._state, cell, delta))
+
+        async def reload() -> bytes:
+            return (await self.on_engine(load))[1]
+
+        editor = text.Editor(
+            data,
+            save=save,
+            load=reload,
+            new_session=self._chance.replica,
+            has_changed=has_changed,
+        )
+        following = asyncio.create_task(editor.follow())
+        try:
+            yield editor
+            await editor.save()
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+
     # Sync.
 
     async def track(self, *tables: str) -> list[str]:
@@ -224,6 +279,40 @@ class Database:
             " FROM reunite_rejected ORDER BY id"
         )
 
+    async def history(self, table: str, key: Value | Sequence[Value]) -> list[Overwritten]:
+        """The values of one row that merges overwrote, the newest first; `key` is its primary key,
+        a tuple where that has several columns. It may be deleted.
+
+        While a relay is connected it is asked, too; when it does not answer, as when offline, this
+        is what the file itself saw. Of each row the newest edits are kept. Raises UsageError for
+        what can be no row of a tracked table.
+        """
+        replica = self.replica
+        self._refuse_inside()
+
+        def known() -> history.RowHistory:
+            with replica.transaction() as state:
+                fold_strangers(state)
+                return history.of_row(state, table, key)
+
+        row = await self.on_engine(known)
+        told: list[Loss] = []
+        if row.at_relay is not None:
+            for ask in list(self._history_sources):
+                with suppress(SyncError):
+                    told += await ask(*row.at_relay)
+        return row.listed(told)
+
+    async def restore(self, overwritten: Overwritten) -> None:
+        """Write a value back that was overwritten, as an edit made now. Raises UsageError when its
+        row was deleted, or its column or table is gone."""
+        await self._write(lambda _: history.restore(self._state, overwritten))
+
+    def add_history_source(self, source: HistorySource) -> Callable[[], None]:
+        """Let `history` ask a relay, too; returns a function that ends it."""
+        self._history_sources.append(source)
+        return lambda: self._history_sources.remove(source)
+
     def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` after local commits; returns a function that ends it."""
         self._listeners.append(listener)
@@ -231,7 +320,7 @@ class Database:
 
     def _prepare(self) -> Replica:
         conn = self._engine.conn
-        replica = Replica(conn, chance=real_chance(), clock=self.clock)
+        replica = Replica(conn, chance=self._chance, clock=self.clock)
         replica.prepare()
         return replica
 

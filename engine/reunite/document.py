@@ -16,13 +16,16 @@ Format 1, msgpack, equal documents have equal bytes (ext types and maps do not o
     | 1       | int         | the format's version |
     | stamps  | bin         | the distinct stamps, 16 bytes each, in ascending order |
     | born    | int         | 0 for never, else 1 + index of a stamp; so `edited`, `deleted` |
-    | keys    | array of int| `column_id << 3 | kind`, ascending; kind 0 is the register |
+    | keys    | array of int| `column_id << 3 | kind`, ascending; kinds: see `reunite.cells` |
     | which   | int or array| the index of each cell's stamp: as one number, see below, or a list |
-    | values  | array       | nil, int, float, str or bin |
+    | values  | array       | nil, int, float, str or bin; always bin for a kind but the register |
 
 `which` is the sum of index * stamps ** position over the cells, in the order of their keys, where
 all such numbers for that many stamps and cells fit 63 bits; else the list of indexes. So it is 0
 while there is one stamp, and a further one costs little more than its own bytes.
+
+A cell that merges inside its value has the stamp of its last edit, which says which of a column's
+cells shows, and its own bytes, which say what it is.
 
 The primary key is not in the document: it names the document.
 Source of the semantics: Shapiro et al., "A comprehensive study of CRDTs" (2011), LWW-register.
@@ -33,6 +36,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgpack
 
+from reunite.cells import KINDS
 from reunite.cells.register import INTEGER_MAX, Register, Value, wins
 from reunite.clock import FLOOR, NEVER, STAMP_BYTES
 from reunite.errors import FormatError
@@ -44,6 +48,8 @@ DOCUMENT_BYTES_MAX: Final = 16 << 20
 # SQLite's own ceiling for columns is 32,767; Postgres ends at 1,600.
 CELLS_MAX: Final = 4_096
 COLUMN_ID_MAX: Final = (1 << 28) - 1
+# The bits of a cell's key that say what kind it is.
+KIND_MASK: Final = 7
 
 
 _K = TypeVar("_K")
@@ -78,18 +84,70 @@ def cell_key(column_id: int, kind: int = 0) -> int:
 
 
 def merge(a: Document, b: Document) -> Document:
-    """The join of two states of one row."""
+    """The join of two states of one row, or of a state and a delta.
+
+    Raises FormatError for a delta of a cell that builds on what `a` does not have."""
     cells = a.cells
     copied = False
     for key, theirs in b.cells.items():
         ours = cells.get(key)
-        if ours is None or (ours is not theirs and wins(theirs, ours)):
-            if not copied:
-                cells, copied = cells.copy(), True
-            cells[key] = theirs
+        if ours is not None and key & KIND_MASK and ours is not theirs:
+            theirs = _merged(key & KIND_MASK, ours, theirs)
+            if theirs is ours:
+                continue
+        elif ours is not None and (ours is theirs or not wins(theirs, ours)):
+            continue
+        if not copied:
+            cells, copied = cells.copy(), True
+        cells[key] = theirs
     a_born, b_born = a.born, b.born
     born = min(a_born, b_born) if a_born and b_born else a_born or b_born
     return Document(born, max(a.edited, b.edited), max(a.deleted, b.deleted), cells)
+
+
+def _merged(kind: int, ours: Register, theirs: Register) -> Register:
+    joined = KINDS[kind].merge(_state(ours), _state(theirs))
+    if joined is ours[1] and theirs[0] <= ours[0]:
+        return ours
+    return max(ours[0], theirs[0]), joined
+
+
+def merges(document: Document) -> bool:
+    """True when a document has a cell that merges inside its value."""
+    found = _known_keys.get(tuple(document.cells))
+    return bool(found[1]) if found else any(key & KIND_MASK for key in document.cells)
+
+
+def check_cells(document: Document) -> None:
+    """Raise FormatError unless every cell of a document, from a peer, is sound. `decode` looks at
+    no cell's own bytes: they are checked once, where they come in, and whenever Yjs gets them."""
+    for key, cell in document.cells.items():
+        if key & KIND_MASK:
+            KINDS[key & KIND_MASK].check(_state(cell))
+
+
+def is_by(document: Document, replica: int) -> bool:
+    """True when no cell of an entry says something in another replica's name."""
+    return all(
+        KINDS[key & KIND_MASK].is_by(_state(cell), replica)
+        for key, cell in document.cells.items()
+        if key & KIND_MASK
+    )
+
+
+def fits_onto(before: Document | None, delta: Document) -> bool:
+    """True when nothing of a delta builds on what is not in `before`."""
+    known = before.cells if before is not None else {}
+    return all(
+        KINDS[key & KIND_MASK].fits_onto(_state(known[key]) if key in known else None, _state(cell))
+        for key, cell in delta.cells.items()
+        if key & KIND_MASK
+    )
+
+
+def _state(cell: Register) -> bytes:
+    assert isinstance(cell[1], bytes)
+    return cell[1]
 
 
 def encode(document: Document) -> bytes:
@@ -160,7 +218,7 @@ def decode(data: bytes) -> Document:
         )
         if version != VERSION:
             raise FormatError(f"document format {version!r} is not known here; upgrade reunite")
-        keys = _known_keys.get(raw_keys) or _ascending_keys(raw_keys)
+        keys, merging = _known_keys.get(raw_keys) or _ascending_keys(raw_keys)
         # Text and bytes would pass for a list of what is in them.
         if type(values) is not tuple:
             raise FormatError("a document's values are not a list")
@@ -176,6 +234,8 @@ def decode(data: bytes) -> Document:
             raise FormatError("a document holds an integer beyond 64 signed bits")
         if len(keys) != len(values):
             raise FormatError("a document's values do not fit its cells")
+        if merging and {type(values[place]) for place in merging} != {bytes}:
+            raise FormatError("a cell that merges is not bytes")
         single = type(packed) is bytes and len(packed) == STAMP_BYTES
         stamps = (packed,) if single else _ascending_stamps(packed)
         if which == 0 and type(which) is int:
@@ -210,7 +270,7 @@ _VALUES_FROM: Final = 24
 # bounded, as a peer feeds it.
 _KNOWN_MAX: Final = 4_096
 _KNOWN_LENGTH_MAX: Final = 100
-_known_keys: dict[object, tuple[int, ...]] = {}
+_known_keys: dict[object, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 _known_which: dict[tuple[int, tuple[int, ...]], int | tuple[int, ...]] = {}
 _known_indexes: dict[tuple[int, int, int], tuple[int, ...]] = {}
 # A number that msgpack holds and every database's signed integer too.
@@ -221,19 +281,21 @@ _JOIN_BYTES_MAX: Final = 2 * DOCUMENT_BYTES_MAX
 _PLAIN_BYTES_MAX: Final = 64 << 10
 
 
-def _ascending_keys(keys: object) -> tuple[int, ...]:
-    """`keys` when they are distinct ascending register keys. The cached list stands for any that
-    equals it, so that a peer's 8.0 becomes 8."""
+def _ascending_keys(keys: object) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`keys` when they are distinct ascending keys of known kinds, and the places of those whose
+    cells merge. The cached list stands for any that equals it, so that a peer's 8.0 becomes 8."""
     if type(keys) is not tuple or len(keys) > CELLS_MAX:
         raise FormatError("a document's keys are not a list, or too many")
     previous = 0
     for key in keys:
-        if type(key) is not int or key <= previous or key & 7 or key >> 3 > COLUMN_ID_MAX:
+        known = type(key) is int and previous < key and 0 < key >> 3 <= COLUMN_ID_MAX
+        if not known or (key & KIND_MASK and key & KIND_MASK not in KINDS):
             raise FormatError(f"a document has a cell of an unknown kind or column: {key!r}")
         previous = key
+    found = keys, tuple(place for place, key in enumerate(keys) if key & KIND_MASK)
     if len(keys) <= _KNOWN_LENGTH_MAX:
-        _remember(_known_keys, keys, keys)
-    return keys
+        _remember(_known_keys, keys, found)
+    return found
 
 
 def _which(stamps: int, indexes: tuple[int, ...]) -> int | tuple[int, ...]:

@@ -3,30 +3,26 @@
 Each captured row is compared with its image where it has one, else with its visible document;
 only cells that differ by storage class and bytes are edits. So a program that writes all columns
 back from a fresh copy edits nothing, and a column whose table form is coarser than its document
-(see `image`) is not an edit either.
+(see `image`) is not an edit either. A column that merges inside its value becomes the edit that
+makes the new value of the old one (see `columns`): an increment, an added element, typed text.
 """
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from reunite.bookkeeping import Meta, Row, Tracked, forget_rows, save_new_rows, save_rows
-from reunite.capture import (
-    WINDOW,
-    Captured,
-    capture_vanished,
-    captured_tables,
-    clear,
-    has_hidden_collisions,
-    last_captured,
-)
+from reunite.bookkeeping import Meta, Row, forget_rows, save_new_rows, save_rows
+from reunite.capture import WINDOW, capture_vanished, captured_tables, clear, last_captured
+from reunite.cells import KINDS
+from reunite.cells.kinds import Author
 from reunite.cells.register import Register, Value, same
 from reunite.clock import FLOOR, NEVER, edit_time, replica_of, stamp, time_of
+from reunite.columns import CellEdit, shows
 from reunite.document import (
     DOCUMENT_BYTES_MAX,
     EMPTY,
+    KIND_MASK,
     Document,
-    cell_key,
     decode,
     encode,
     encode_edit,
@@ -34,43 +30,11 @@ from reunite.document import (
     latest_stamp,
     merge,
 )
-from reunite.keys import key_problem, key_values, stored_key
+from reunite.errors import FormatError
+from reunite.keys import key_problem, key_values
 from reunite.payload import ABSENT, Entry, Kind, RowRef, pack_image, unpack_image
 from reunite.rejected import forget_local, record_local
-from reunite.schema import Table, ascii_lower, default_value
-
-
-class Parent(NamedTuple):
-    """A foreign key to a parent's primary key: the parent's table id, the cell keys of the
-    referring columns (or minus the place in the key) in the order of the parent's key, and what
-    the parent's deletion does."""
-
-    table: int
-    columns: tuple[int, ...]
-    on_delete: str
-
-    def key_of(self, key: Sequence[Value], cells: Mapping[int, Register]) -> Value:
-        """The stored key of the parent of a row with this key and these cells; None when it has
-        none, or its columns are not all here."""
-        values = [
-            key[-column - 1] if column < 0 else cells.get(column, (FLOOR, None))[1]
-            for column in self.columns
-        ]
-        return None if None in values else stored_key(values)
-
-
-class Shape(NamedTuple):
-    """What the fold needs of a table, computed once: cells' keys and defaults in column order."""
-
-    tracked: Tracked
-    captured: Captured
-    keys: tuple[int, ...]
-    defaults: tuple[Value, ...]
-    parents: tuple[Parent, ...]
-    # True when `keys` are in the order that documents keep, which is almost always.
-    ascending: bool
-    # A UNIQUE index over an expression: REPLACE can delete rows that no trigger sees.
-    hidden_collisions: bool
+from reunite.shape import Shape, changed_values, expected
 
 
 class Cause(NamedTuple):
@@ -87,47 +51,15 @@ class Folded(NamedTuple):
     entry: Entry | None
     row: Row | None
     causes: Sequence[Cause] = ()
+    # A value is not written as every replica shows it, such as JSON with spaces.
+    untidy: bool = False
 
 
-def shapes_of(conn: sqlite3.Connection, tables: Mapping[int, Tracked]) -> dict[int, Shape]:
-    """The shapes of the tracked tables by their id."""
-    by_name = {ascii_lower(t.table.name): t for t in tables.values() if t.tracked}
-    return {
-        tracked.id: Shape(
-            tracked,
-            Captured(tracked),
-            tuple(cell_key(column.id) for column in tracked.table.cells),
-            tuple(default_value(column) for column in tracked.table.cells),
-            tuple(_parents(tracked.table, by_name)),
-            (ids := [column.id for column in tracked.table.cells]) == sorted(ids),
-            has_hidden_collisions(conn, tracked.table.name),
-        )
-        for tracked in by_name.values()
-    }
+class Edits(NamedTuple):
+    """What a fold found: the entries, and rows that hold a value otherwise than all show it."""
 
-
-def _parents(table: Table, by_name: Mapping[str, Tracked]) -> Iterator[Parent]:
-    for foreign_key in table.foreign_keys:
-        parent = by_name.get(ascii_lower(foreign_key.parent))
-        if parent is None:
-            continue
-        places = {
-            ascii_lower(theirs): own
-            for own, theirs in zip(foreign_key.columns, foreign_key.parent_columns, strict=True)
-        }
-        names = [places.get(ascii_lower(column.name)) for column in parent.table.key]
-        columns = [table.column(name) for name in names if name is not None]
-        # A generated column is in no document.
-        if None not in columns and len(columns) == len(places) == len(parent.table.key):
-            yield Parent(
-                parent.id,
-                tuple(
-                    -column.key if column.key else cell_key(column.id)
-                    for column in columns
-                    if column
-                ),
-                foreign_key.on_delete,
-            )
+    entries: list[Entry]
+    untidy: list[RowRef]
 
 
 def fold(
@@ -136,17 +68,21 @@ def fold(
     meta: Meta,
     changeset: int,
     *,
+    session: int,
     now_ms: int,
     recorded_ms: int | None = None,
     adopting: bool = False,
-) -> list[Entry]:
+) -> Edits:
     """Fold all that is captured into entries of the changeset with this id, and clear the log.
 
-    `recorded_ms` is the one time of a transaction's edits; None lets each row carry the time of
-    its own last capture. With `adopting`, rows are taken at the floor, as they came with their
-    table. Lines of `_reunite_rows` are written; the caller saves the changeset.
+    `session` numbers this opening of the file (see `Author`). `recorded_ms` is the one time of a
+    transaction's edits; None lets each row carry the time of its own last capture. With `adopting`,
+    rows are taken at the floor, as they came with their table. Lines of `_reunite_rows` are
+    written; the caller saves the changeset.
     """
     windows: list[list[Entry]] = []
+    untidy: list[RowRef] = []
+    author = Author(meta.replica, session)
     causes: dict[RowRef, Sequence[Cause]] = {}
     for table in captured_tables(conn, 0, last_captured(conn)):
         if table in shapes and shapes[table].hidden_collisions:
@@ -165,6 +101,7 @@ def fold(
                     conn,
                     shape,
                     meta,
+                    author,
                     changeset,
                     after,
                     until,
@@ -172,18 +109,20 @@ def fold(
                     recorded_ms,
                     adopting,
                     causes,
+                    untidy,
                 )
         until = after
     if last:
         clear(conn, 0, last)
     entries = [entry for window in reversed(windows) for entry in window]
-    return _derived(entries, causes) if causes else entries
+    return Edits(_derived(entries, causes) if causes else entries, untidy)
 
 
 def _fold_table(
     conn: sqlite3.Connection,
     shape: Shape,
     meta: Meta,
+    author: Author,
     changeset: int,
     after: int,
     until: int,
@@ -191,8 +130,10 @@ def _fold_table(
     recorded_ms: int | None,
     adopting: bool,
     causes: dict[RowRef, Sequence[Cause]],
+    untidy: list[RowRef],
 ) -> list[Entry]:
     entries: list[Entry] = []
+    merging = bool(shape.columns.kinds_by_key)
     new: list[tuple[Value, bytes]] = []
     lines = []
     gone = []
@@ -209,11 +150,11 @@ def _fold_table(
         folded: Folded | None = None
         rejected: Sequence[Value] = ()
         try:
-            if row is None and values is not None and not adopting:
+            if row is None and values is not None and not adopting and not merging:
                 # Nearly all rows of a large transaction: made with no more than they need.
                 if at != mark_ms:
                     mark, mark_ms = _mark(meta, at, NEVER), at
-                data = _insert_document(shape, mark, values)
+                data = _insert_document(shape, author, mark, values)
                 if len(data) <= DOCUMENT_BYTES_MAX:
                     entries.append(Entry(ref, Kind.WHOLE, data, at, 0))
                     new.append((key, data))
@@ -222,10 +163,12 @@ def _fold_table(
             elif adopting:
                 folded = _adopted(shape, changeset, ref, row, values)
             else:
-                folded = fold_row(shape, meta, changeset, ref, row, values, at)
+                folded = fold_row(shape, meta, author, changeset, ref, row, values, at)
         except UnicodeEncodeError:
             assert values is not None
             problem, rejected = "its text is not valid UTF-8", values
+        except FormatError as error:
+            problem = f"a column that merges cannot hold its value: {error}"
         # The whole row, not just the edit: the relay keeps it as one document.
         if folded and folded.entry and _size(folded) > DOCUMENT_BYTES_MAX:
             problem = _TOO_LARGE
@@ -243,6 +186,8 @@ def _fold_table(
             entries.append(folded.entry)
             if folded.causes:
                 causes[ref] = folded.causes
+        if folded.untidy:
+            untidy.append(ref)
         if folded.row is None:
             gone.append(ref)
         else:
@@ -265,6 +210,7 @@ def _size(folded: Folded) -> int:
 def fold_row(
     shape: Shape,
     meta: Meta,
+    author: Author,
     changeset: int,
     ref: RowRef,
     row: Row | None,
@@ -273,70 +219,200 @@ def fold_row(
 ) -> Folded | None:
     """Compare one row of the table (`values`, None when absent) with what we know of it."""
     known = row.document if row else None
+    image = unpack_image(row.image) if row else None
     if known is None:
         if values is None:
             return Folded(None, None) if row else None
-        if row and row.image and not _changed(shape, EMPTY, unpack_image(row.image), values):
+        if image and not _is_changed(shape, image, values):
             return None
-        data = _insert_document(shape, _mark(meta, recorded_ms, NEVER), values)
+        mark = _mark(meta, recorded_ms, NEVER)
+        data = _insert_document(shape, author, mark, values)
+        image = shape.columns.respelt(values)
         return Folded(
             Entry(ref, Kind.WHOLE, data, recorded_ms, 0),
-            Row(None, data, None, changeset, True, None),
+            Row(None, data, pack_image(image), changeset, True, None),
+            untidy=image is not None,
         )
     assert row is not None
     document = decode(known)
     mark = _mark(meta, recorded_ms, latest_stamp(known))
-    image = unpack_image(row.image)
-    local_only = row.base is None and row.changeset is None
     if values is None:
         if not document.alive or image == ABSENT:
             return None
-        if local_only:
+        if _is_local_only(row):
             return Folded(None, None)
-        delta, kind = Document(NEVER, NEVER, mark, {}), Kind.PARTIAL
-        image = None
+        edited = _Edited(Document(NEVER, NEVER, mark, {}), Kind.PARTIAL, {})
+    elif not document.alive:
+        if image is not None and not _is_changed(shape, image, values):
+            return None
+        edited = _revived(shape, document, author, mark, values)
     else:
-        if not document.alive:
-            if image is not None and not _changed(shape, EMPTY, image, values):
-                return None
-            cells = {key: (mark, value) for key, value in zip(shape.keys, values, strict=True)}
-            delta, kind = Document(mark, mark, NEVER, cells), Kind.WHOLE
-            image = None
-        else:
-            changed = _changed(shape, document, image if image != ABSENT else None, values)
-            if not changed and image != ABSENT:
-                return None
-            if not changed:
-                return Folded(None, row._replace(image=None, mark=None))
-            delta = Document(
-                NEVER, mark, NEVER, {key: (mark, value) for key, value in changed.items()}
-            )
-            kind = Kind.PARTIAL
-            if local_only:
-                delta, kind = whole(merge(document, delta), mark), Kind.WHOLE
-            image = (
-                {key: seen_value for key, seen_value in image.items() if key not in changed} or None
-                if image and image != ABSENT
-                else None
-            )
+        found = _changed(shape, document, image, author, mark, values)
+        if found is None:
+            # A row that had been missing is there again, as the document has it.
+            return Folded(None, row._replace(image=None, mark=None)) if image == ABSENT else None
+        if isinstance(found, _Respelt):
+            return Folded(None, row._replace(image=pack_image(found.image)), untidy=found.untidy)
+        edited = found
+        if _is_local_only(row):
+            edited = _made_whole(document, edited, mark, author)
+    return _folded(shape, meta, changeset, ref, row, document, edited, mark, recorded_ms)
+
+
+def fold_cell(
+    shape: Shape,
+    meta: Meta,
+    author: Author,
+    changeset: int,
+    ref: RowRef,
+    row: Row,
+    cell: CellEdit,
+    recorded_ms: int,
+) -> Folded:
+    """An edit of one cell of a living row that is known as an edit, and not by what it made of the
+    table; the caller writes the table."""
+    assert row.document is not None, "a row that is not known has no cell to edit"
+    document = decode(row.document)
+    mark = _mark(meta, recorded_ms, latest_stamp(row.document))
+    delta = Document(NEVER, mark, NEVER, {cell.key: (mark, cell.delta)})
+    image = unpack_image(row.image) or {}
+    image.pop(cell.key & ~KIND_MASK, None)
+    edited = _Edited(delta, Kind.PARTIAL, {cell.key: (mark, cell.after)}, image or None)
+    if _is_local_only(row):
+        edited = _made_whole(document, edited, mark, author)
+    return _folded(shape, meta, changeset, ref, row, document, edited, mark, recorded_ms)
+
+
+def _folded(
+    shape: Shape,
+    meta: Meta,
+    changeset: int,
+    ref: RowRef,
+    row: Row,
+    document: Document,
+    edited: "_Edited",
+    mark: bytes,
+    recorded_ms: int,
+) -> Folded:
+    known, delta = row.document, edited.delta
+    assert known is not None
     # The stamp is above all that the row has, so what the edit says is what the join has.
     merged = Document(
         min(document.born, delta.born) if delta.born else document.born,
         delta.edited or document.edited,
         delta.deleted or document.deleted,
-        document.cells | delta.cells,
+        {**document.cells, **edited.cells},
     )
-    causes = _causes(shape, ref, document, delta) if shape.parents and kind == Kind.PARTIAL else ()
-    if kind == Kind.PARTIAL and delta.edited and shape.ascending:
-        values = [cell[1] for cell in delta.cells.values()]
-        data = encode_edit(mark, tuple(delta.cells), values, inserts=False)
+    partial = edited.kind == Kind.PARTIAL
+    causes = _causes(shape, ref, document, delta) if shape.parents and partial else ()
+    if partial and delta.edited and shape.ascending:
+        written = [cell[1] for cell in delta.cells.values()]
+        data = encode_edit(mark, tuple(delta.cells), written, inserts=False)
     else:
         data = encode(delta)
     return Folded(
-        Entry(ref, kind, data, recorded_ms, _seen(meta, row, known)),
-        Row(row.base, encode(merged), pack_image(image), changeset, merged.alive, None),
+        Entry(ref, edited.kind, data, recorded_ms, _seen(meta, row, known)),
+        Row(row.base, encode(merged), pack_image(edited.image), changeset, merged.alive, None),
         causes,
+        edited.untidy,
     )
+
+
+class _Edited(NamedTuple):
+    """An edit of a row: the delta, its kind, the cells as they are after it, and the image."""
+
+    delta: Document
+    kind: Kind
+    cells: Mapping[int, Register]
+    image: dict[int, Value] | None = None
+    untidy: bool = False
+
+
+class _Respelt(NamedTuple):
+    """No edit: a value only stands otherwise in the table than it is shown."""
+
+    image: dict[int, Value] | None
+    untidy: bool
+
+
+def _made_whole(document: Document, edited: _Edited, mark: bytes, author: Author) -> _Edited:
+    full = whole(merge(document, edited.delta), mark, author)
+    return edited._replace(delta=full, kind=Kind.WHOLE, cells=full.cells)
+
+
+def _is_local_only(row: Row) -> bool:
+    return row.base is None and row.changeset is None
+
+
+def _is_changed(shape: Shape, image: Mapping[int, Value], values: Sequence[Value]) -> bool:
+    """Whether a row that the document does not have is another than the engine last saw."""
+    return bool(changed_values(shape, expected(shape, EMPTY, image), values))
+
+
+def _revived(
+    shape: Shape, dead: Document, author: Author, mark: bytes, values: Sequence[Value]
+) -> _Edited:
+    """A row written over a deleted one: all columns say what they are. What merges goes on from
+    where it was."""
+    columns = shape.columns
+    edits = [
+        columns.edit(dead, key, value, author)
+        for key, value in zip(shape.keys, values, strict=True)
+    ]
+    image = columns.respelt(values)
+    return _Edited(
+        Document(mark, mark, NEVER, {edit.key: (mark, edit.delta) for edit in edits}),
+        Kind.WHOLE,
+        {edit.key: (mark, edit.after) for edit in edits},
+        image,
+        image is not None,
+    )
+
+
+def _changed(
+    shape: Shape,
+    document: Document,
+    image: Mapping[int, Value] | None,
+    author: Author,
+    mark: bytes,
+    values: Sequence[Value],
+) -> _Edited | _Respelt | None:
+    """What was done to a living row; None when the table holds what it held before."""
+    present = None if image == ABSENT else image
+    held = expected(shape, document, present)
+    changed = changed_values(shape, held, values)
+    if not changed:
+        return None
+    kept = {key: value for key, value in present.items() if key not in changed} if present else {}
+    columns = shape.columns
+    if not columns.kinds_by_key:
+        cells: dict[int, Register] = {key: (mark, value) for key, value in changed.items()}
+        return _Edited(Document(NEVER, mark, NEVER, cells), Kind.PARTIAL, cells, kept or None)
+    seen = dict(zip(shape.keys, held, strict=True))
+    # Where the table held what the document shows, the edit is what makes the new value of that.
+    edits = [
+        columns.edit(
+            document,
+            key,
+            value,
+            author,
+            seen=(present[key],) if present and key in present else None,
+        )
+        for key, value in changed.items()
+        if not columns.is_same(key, seen[key], value)
+    ]
+    delta: dict[int, Register] = {edit.key: (mark, edit.delta) for edit in edits}
+    after: dict[int, Register] = {edit.key: (mark, edit.after) for edit in edits}
+    edited = document._replace(cells=document.cells | after)
+    untidy = False
+    for key, value in changed.items():
+        shown = columns.value_of(edited, key)
+        if not same(value, shown):
+            kept[key] = value
+            untidy = untidy or same(columns.tidy(key, value), shown)
+    if not edits:
+        return _Respelt(kept or None, untidy)
+    return _Edited(Document(NEVER, mark, NEVER, delta), Kind.PARTIAL, after, kept or None, untidy)
 
 
 def _seen(meta: Meta, row: Row, visible: bytes) -> int:
@@ -369,41 +445,30 @@ def _causes(shape: Shape, ref: RowRef, before: Document, delta: Document) -> Seq
     return found
 
 
-def whole(document: Document, mark: bytes) -> Document:
+def whole(document: Document, mark: bytes, author: Author) -> Document:
     """The document as one edit of everything: how a row that exists nowhere else is sent. One that
-    came with its table stays known by its birth at the floor."""
-    cells: dict[int, Register] = {key: (mark, cell[1]) for key, cell in document.cells.items()}
+    came with its table stays known by its birth at the floor, and a cell that does not show stays
+    below the one of its column that does."""
+    cells: dict[int, Register] = {}
+    for key, (_, value) in document.cells.items():
+        kind = key & KIND_MASK
+        if kind:
+            assert isinstance(value, bytes)
+            value = KINDS[kind].as_one_author(value, author)
+        cells[key] = (mark if shows(document.cells, key) else FLOOR, value)
     return Document(FLOOR if document.born == FLOOR else mark, mark, NEVER, cells)
 
 
-def expected(shape: Shape, document: Document, image: Mapping[int, Value] | None) -> list[Value]:
-    """What the table holds of a living row, in column order."""
-    cells = document.cells
-    if tuple(cells) == shape.keys:
-        found = [cell[1] for cell in cells.values()]
-    else:
-        found = [
-            cells[key][1] if key in cells else default
-            for key, default in zip(shape.keys, shape.defaults, strict=True)
-        ]
-    if image:
-        found = [image.get(key, value) for key, value in zip(shape.keys, found, strict=True)]
-    return found
-
-
-def _insert_document(shape: Shape, mark: bytes, values: Sequence[Value]) -> bytes:
+def _insert_document(shape: Shape, author: Author, mark: bytes, values: Sequence[Value]) -> bytes:
     """The document of a row that nobody here knew. Columns at their default get the floor stamp,
     so that a late "insert if missing" erases nobody's edit."""
+    columns = shape.columns
+    if columns.kinds_by_key or not shape.ascending:
+        return encode(Document(mark, mark, NEVER, columns.inserted(values, mark, author)))
     at_floor = [
         value is default or (value == default and same(value, default))
-        for value, default in zip(values, shape.defaults, strict=True)
+        for value, default in zip(values, columns.defaults, strict=True)
     ]
-    if not shape.ascending:
-        cells = {
-            key: (FLOOR if floor else mark, value)
-            for key, value, floor in zip(shape.keys, values, at_floor, strict=True)
-        }
-        return encode(Document(mark, mark, NEVER, cells))
     if True in at_floor:
         return encode_insert_over_floor(mark, shape.keys, values, at_floor)
     return encode_edit(mark, shape.keys, values, inserts=True)
@@ -412,44 +477,32 @@ def _insert_document(shape: Shape, mark: bytes, values: Sequence[Value]) -> byte
 def _adopted(
     shape: Shape, changeset: int, ref: RowRef, row: Row | None, values: Sequence[Value] | None
 ) -> Folded | None:
-    """A row that came with its table: all of it at the floor, below any edit."""
+    """A row that came with its table: all of it at the floor, below any edit. The table is left as
+    it is, also where its values are written otherwise than all others will show them."""
     if values is None:
         return None
-    cells = {key: (FLOOR, value) for key, value in zip(shape.keys, values, strict=True)}
-    document = Document(FLOOR, FLOOR, NEVER, cells)
+    columns = shape.columns
+    begun = [columns.begin(key, value) for key, value in zip(shape.keys, values, strict=True)]
+    document = Document(FLOOR, FLOOR, NEVER, {edit.key: (FLOOR, edit.after) for edit in begun})
     known = decode(row.document) if row and row.document else None
-    if known is not None and known.alive and not _changed(shape, known, None, values):
-        return None
+    if row is not None and known is not None and known.alive:
+        differs = changed_values(shape, columns.values(known), values)
+        if all(columns.is_same(key, columns.value_of(known, key), v) for key, v in differs.items()):
+            return Folded(None, row._replace(image=pack_image(differs))) if differs else None
     data = encode(document)
     entry = Entry(ref, Kind.ADOPTED, data, 0, 0)
     if row is None or known is None:
-        return Folded(entry, Row(None, data, None, changeset, True, None))
+        return Folded(entry, Row(None, data, pack_image(columns.respelt(values)), changeset, True))
     # The realm has another row under this key. The table keeps its own until that is settled, and
     # only what is written from here on is an edit.
     merged = merge(known, document)
     held = (
-        _changed(shape, merged, None, values)
+        changed_values(shape, columns.values(merged), values)
         if merged.alive
         else dict(zip(shape.keys, values, strict=True))
     )
     line = Row(row.base, encode(merged), pack_image(held or None), changeset, merged.alive, None)
     return Folded(entry, line)
-
-
-def _changed(
-    shape: Shape,
-    document: Document,
-    image: Mapping[int, Value] | None,
-    values: Sequence[Value],
-) -> dict[int, Value]:
-    before = expected(shape, document, image)
-    return {
-        key: value
-        for key, value, old in zip(shape.keys, values, before, strict=True)
-        if value is not old
-        and (type(value) is not type(old) or value != old or type(value) is float)
-        and not same(value, old)
-    }
 
 
 def _derived(entries: Sequence[Entry], causes: Mapping[RowRef, Sequence[Cause]]) -> list[Entry]:

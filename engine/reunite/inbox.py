@@ -12,14 +12,16 @@ the client was away is dropped, joining nothing, when the cursor reaches its com
 
 from collections.abc import Iterable, Mapping
 
-from reunite import outbox
+from reunite import history, outbox
 from reunite.apply import PendingCollision, apply_rows
 from reunite.bookkeeping import Row, lines_of, save_rows
 from reunite.clock import time_of
-from reunite.document import EMPTY, as_we_encode, decode, encode, latest_stamp, merge
+from reunite.document import EMPTY, Document, as_we_encode, decode, encode, latest_stamp, merge
 from reunite.errors import FormatError
 from reunite.keys import stored_key, unpack_key
-from reunite.payload import Entry, RowRef, Statement, pack_statement, unpack_statement
+from reunite.overwritten import Loss, losses
+from reunite.payload import Entry, Kind, RowRef, Statement, pack_statement, unpack_statement
+from reunite.rebase import Steps, merging_rows, rebase, steps
 from reunite.state import State
 
 
@@ -114,12 +116,15 @@ def know(state: State, pairs: Iterable[tuple[int, int]]) -> None:
 
 def drop_reached(state: State) -> None:
     """Drop committed changesets whose commit the cursor has reached already."""
+    shared = _shared(state)
     lines = _Lines(state)
     seen: dict[RowRef, int] = {}
-    _drop_reached(state, lines, state.meta.seq, seen)
+    _drop_reached(state, lines, state.meta.seq, seen, shared[0])
+    _settle_shared(state, lines, shared)
     _note_seen(state, lines, seen)
     changed = lines.changed()
     lines.save_unchanged(changed)
+    lines.save_overwritten()
     apply_rows(state, changed)
 
 
@@ -133,6 +138,7 @@ def outbox_adopts(state: State) -> bool:
 
 def integrate(state: State, statements: Iterable[Statement]) -> None:
     """Merge statements into bases and tables, in order, in the caller's transaction."""
+    shared = _shared(state)
     lines = _Lines(state)
     by_registry = state.by_registry()
     seq = 0
@@ -156,19 +162,50 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
         lines.load(stated)
         for ref, document in stated.items():
             row = lines[ref]
+            if row.base is not None and row.base != document:
+                lines.overwrite(ref, decode(row.base), decode(document))
             visible = None
-            if row.changeset is not None and row.visible is not None:
-                visible = encode(merge(decode(document), decode(row.visible)))
+            if row.changeset is not None and row.visible is not None and ref not in shared[0]:
+                visible = encode(_joined(decode(document), decode(row.visible)))
             lines[ref] = row._replace(base=document, visible=visible)
         if statement.complete:
             seq = statement.seq
     if seq:
-        _drop_reached(state, lines, seq, seen)
+        _drop_reached(state, lines, seq, seen, shared[0])
+    _settle_shared(state, lines, shared)
     _note_seen(state, lines, seen)
     changed = lines.changed()
     # First, so that a row which is not pending any more holds up nothing.
     lines.save_unchanged(changed)
-    apply_rows(state, changed, may_wait=True)
+    lines.save_overwritten()
+    # What waits for a verdict would wait for ever where nothing is sent before this has arrived.
+    apply_rows(state, changed, may_wait=not shared[1])
+
+
+def _shared(state: State) -> tuple[set[RowRef], Steps]:
+    """What pending edits of columns that merge were made on, while another file may have sent what
+    is before them; nothing else."""
+    if not outbox.shares(state):
+        return set(), {}
+    adopted = {
+        entry.row
+        for changeset in outbox.pending(state.conn)
+        if changeset.adopting
+        for entry in changeset.entries()
+        if entry.kind == Kind.ADOPTED
+    }
+    rows = merging_rows(state) - adopted
+    return rows, steps(state, rows)
+
+
+def _settle_shared(state: State, lines: "_Lines", shared: tuple[set[RowRef], Steps]) -> None:
+    """Work that another file had sent as well has arrived, by whomever; what was made on it is made
+    anew on what it became."""
+    rows, made = shared
+    if made:
+        lines.load(rows)
+        rebase(state, rows, made, bases={ref: lines[ref].base for ref in rows})
+        lines.update(made_visible(state, {ref: lines[ref] for ref in rows}))
 
 
 class _Lines:
@@ -178,6 +215,7 @@ class _Lines:
         self._state = state
         self._before: dict[RowRef, Row] = {}
         self._now: dict[RowRef, Row] = {}
+        self._overwritten: dict[RowRef, list[Loss]] = {}
 
     def load(self, refs: Iterable[RowRef]) -> None:
         """Read lines in batches; one that does not exist is empty."""
@@ -194,6 +232,12 @@ class _Lines:
     def update(self, rows: Mapping[RowRef, Row]) -> None:
         """Replace lines that are loaded."""
         self._now.update(rows)
+
+    def overwrite(self, ref: RowRef, base: Document, edit: Document) -> None:
+        """Note what merging an edit with a base overwrites of either."""
+        found = losses(base, edit)
+        if found:
+            self._overwritten.setdefault(ref, []).extend(found)
 
     def changed(self) -> dict[RowRef, Row]:
         """The lines whose visible document became another: their tables have to be written."""
@@ -213,6 +257,10 @@ class _Lines:
                 if ref not in changed and row != self._before[ref]
             ],
         )
+
+    def save_overwritten(self) -> None:
+        """Keep what was overwritten in the history of its rows."""
+        history.keep(self._state, self._overwritten)
 
 
 def _note_seen(state: State, lines: _Lines, time_by_row: Mapping[RowRef, int]) -> None:
@@ -244,12 +292,14 @@ def _acknowledge(
     for entry in entries:
         row = lines[entry.row]
         base = row.base
-        if entry.row not in stated:
-            base = (
-                entry.document
-                if base is None
-                else encode(merge(decode(base), decode(entry.document)))
-            )
+        if entry.row in stated:
+            lines.overwrite(entry.row, decode(stated[entry.row]), decode(entry.document))
+        elif base is None:
+            base = entry.document
+        else:
+            before, edit = decode(base), decode(entry.document)
+            lines.overwrite(entry.row, before, edit)
+            base = encode(merge(before, edit))
         if row.changeset == changeset.id:
             row = row._replace(changeset=None, visible=None)
         else:
@@ -259,7 +309,9 @@ def _acknowledge(
     state.meta.acknowledged = max(state.meta.acknowledged, number)
 
 
-def _drop_reached(state: State, lines: _Lines, seq: int, seen: dict[RowRef, int]) -> None:
+def _drop_reached(
+    state: State, lines: _Lines, seq: int, seen: dict[RowRef, int], shared: set[RowRef]
+) -> None:
     """Drop the changesets that the relay committed at or before this seq; what they did has
     arrived as rows. What rows that were edited again have seen of them is added to `seen`."""
     for changeset in outbox.reached(state.conn, seq):
@@ -269,11 +321,14 @@ def _drop_reached(state: State, lines: _Lines, seq: int, seen: dict[RowRef, int]
         again = []
         for entry in entries:
             row = lines[entry.row]
+            if row.base is not None and row.base != entry.document:
+                lines.overwrite(entry.row, decode(row.base), decode(entry.document))
             if row.changeset == changeset.id:
                 lines[entry.row] = row._replace(changeset=None, visible=None)
             else:
                 again.append(entry.row)
                 _saw(seen, entry)
+        again = [ref for ref in again if ref not in shared]
         lines.update(made_visible(state, {ref: lines[ref] for ref in again}))
 
 
@@ -287,7 +342,7 @@ def made_visible(state: State, rows: Mapping[RowRef, Row]) -> dict[RowRef, Row]:
     for changeset in outbox.everything(state.conn):
         for entry in changeset.entries():
             if entry.row in visible:
-                visible[entry.row] = merge(visible[entry.row], decode(entry.document))
+                visible[entry.row] = _joined(visible[entry.row], decode(entry.document))
                 last[entry.row] = changeset.id
     return {
         ref: row._replace(
@@ -295,6 +350,15 @@ def made_visible(state: State, rows: Mapping[RowRef, Row]) -> dict[RowRef, Row]:
         )
         for ref, row in rows.items()
     }
+
+
+def _joined(document: Document, edit: Document) -> Document:
+    """The document with an edit, or without one that it cannot hold: what two wrote can be larger
+    together than a row may be. The edit stays pending, and the relay refuses it."""
+    try:
+        return merge(document, edit)
+    except FormatError:
+        return document
 
 
 def retry_blocked(state: State) -> None:

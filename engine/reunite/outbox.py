@@ -14,10 +14,10 @@ from reunite.bookkeeping import CHANGESET_ID_STEP, lines_of, save_rows
 from reunite.cells.register import Register, Value
 from reunite.clock import FLOOR, NEVER, edit_time, stamp, time_of
 from reunite.document import Document, decode, encode, latest_stamp
-from reunite.fold import Parent
 from reunite.keys import key_values
 from reunite.payload import Entry, Kind, RowRef, pack_entries, unpack_entries
 from reunite.schema import ascii_lower, parents_first
+from reunite.shape import Parent
 from reunite.state import State
 
 # A loose changeset may be split anywhere, so it is kept small enough that one bad row holds up
@@ -273,6 +273,25 @@ def sent(conn: sqlite3.Connection, after: int, *, changesets_max: int) -> list[C
             (after, changesets_max),
         ).fetchall()
     ]
+
+
+def shares(state: State) -> bool:
+    """True while there is work that another file may have as well."""
+    found = (
+        state.meta.shared
+        and state.conn.execute(
+            "SELECT 1 FROM _reunite_changesets WHERE id <= ? LIMIT 1", (state.meta.shared,)
+        ).fetchone()
+    )
+    return bool(found)
+
+
+def is_under_way(conn: sqlite3.Connection) -> bool:
+    """True while a changeset is sent or in whose commit has not been reached."""
+    found = conn.execute(
+        "SELECT 1 FROM _reunite_changesets WHERE number IS NOT NULL OR seq IS NOT NULL LIMIT 1"
+    ).fetchone()
+    return found is not None
 
 
 def thaw(state: State, after: int) -> None:

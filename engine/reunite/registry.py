@@ -16,9 +16,11 @@ from reunite.adopt import match_ids
 from reunite.apply import apply_rows
 from reunite.bookkeeping import Row, Tracked, lines_of, save_rows, save_table
 from reunite.capture import install
+from reunite.cells.register import Register
 from reunite.ddl import create_statements
-from reunite.document import Document, cell_key, decode, encode, merge
+from reunite.document import EMPTY, KIND_MASK, Document, cell_key, decode, encode, merge
 from reunite.payload import ABSENT, RowRef, pack_image, unpack_image
+from reunite.rebase import merging_rows, steps
 from reunite.rejected import record_entry
 from reunite.schema import PROVISIONAL_ID, Table, ascii_lower, parents_first
 from reunite.state import State
@@ -88,6 +90,7 @@ def forget(state: State, tables: Sequence[Table]) -> None:
         save_table(state.conn, changed)
         state.tables[known.id] = changed
         _rekey_outbox(state, known.id, moved)
+        _rekey_history(state, known.id, moved)
         _rekey_rows(state, known.id, moved)
     state.save("provisional")
     state.tables_changed()
@@ -95,15 +98,26 @@ def forget(state: State, tables: Sequence[Table]) -> None:
 
 def _drop(state: State, known: Tracked) -> None:
     """Forget a table, and keep what its rows held in `reunite_rejected`."""
+    made = steps(state, merging_rows(state))
     del state.tables[known.id]
     state.conn.execute("DELETE FROM _reunite_tables WHERE id = ?", (known.id,))
     state.conn.execute("DELETE FROM _reunite_rows WHERE tbl = ?", (known.id,))
+    state.conn.execute("DELETE FROM _reunite_history WHERE tbl = ?", (known.id,))
     for changeset in outbox.everything(state.conn):
         entries = changeset.entries()
         kept = [entry for entry in entries if entry.row.table != known.id]
         for entry in entries:
             if entry.row.table == known.id:
-                record_entry(state.conn, known, entry, state.now_ms, "expired", _LOST_TABLE)
+                step = made.get((changeset.id, entry.row, entry.document))
+                record_entry(
+                    state.conn,
+                    known,
+                    entry,
+                    state.now_ms,
+                    "expired",
+                    _LOST_TABLE,
+                    before=step.before if step else EMPTY,
+                )
         if not kept:
             outbox.remove(state.conn, changeset.id)
         elif len(kept) < len(entries):
@@ -219,15 +233,19 @@ def _renumber(state: State, known: Tracked, remote: Table) -> set[RowRef]:
     if not moved:
         return set()
     _rekey_outbox(state, known.id, moved)
+    _rekey_history(state, known.id, moved)
     return _rekey_rows(state, known.id, moved)
 
 
 def _rekeyed(document: Document, moved: Mapping[int, int | None]) -> Document:
     """The document with cells under other keys, and without those that have none any more."""
-    stays = {key: cell for key, cell in document.cells.items() if key not in moved}
-    goes = {
-        new: cell for key, cell in document.cells.items() if (new := moved.get(key)) is not None
-    }
+    stays: dict[int, Register] = {}
+    goes: dict[int, Register] = {}
+    for key, cell in document.cells.items():
+        column, kind = key & ~KIND_MASK, key & KIND_MASK
+        new = moved.get(column, column)
+        if new is not None:
+            (stays if new == column else goes)[new | kind] = cell
     # Cells of one column that came under both numbers are of one column.
     return merge(document._replace(cells=stays), document._replace(cells=goes))
 
@@ -256,7 +274,8 @@ def _rekey_rows(state: State, table: int, moved: Mapping[int, int | None]) -> se
         )
         lines.append((RowRef(table, key), row))
         for data in (base, visible):
-            if data and not kept_before.isdisjoint(decode(data).cells):
+            columns = {cell & ~KIND_MASK for cell in decode(data).cells} if data else set()
+            if not kept_before.isdisjoint(columns):
                 joined.add(RowRef(table, key))
     save_rows(state.conn, lines)
     return joined
@@ -273,3 +292,16 @@ def _rekey_outbox(state: State, table: int, moved: Mapping[int, int | None]) -> 
         ]
         if fresh != entries:
             outbox.encode_anew(state.conn, changeset.id, fresh)
+
+
+def _rekey_history(state: State, table: int, moved: Mapping[int, int | None]) -> None:
+    lines = state.conn.execute(
+        "SELECT key, place, document FROM _reunite_history WHERE tbl = ?", (table,)
+    ).fetchall()
+    state.conn.executemany(
+        "UPDATE _reunite_history SET document = ? WHERE tbl = ? AND key = ? AND place = ?",
+        [
+            (encode(_rekeyed(decode(document), moved)), table, key, place)
+            for key, place, document in lines
+        ],
+    )

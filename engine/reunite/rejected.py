@@ -1,8 +1,9 @@
 """What could not be synced, kept where the app can read it: the table `reunite_rejected`.
 
 Each line is one row's intent: `kind` insert, update, delete or adopted; `values` a JSON object of
-the columns that it set (blobs as {"blob": hex}); `reason` the protocol's word, or `local` when the
-row never left this file; `message` what to do about it.
+the columns that it set (blobs as {"blob": hex}), for columns that merge what was done to them
+({"add": 3}, {"add": [...], "remove": [...]}, {"before": ..., "after": ...}); `reason` the
+protocol's word, or `local` when the row never left this file; `message` what to do about it.
 """
 
 import json
@@ -10,17 +11,26 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 
 from reunite.bookkeeping import Tracked
-from reunite.cells.register import Value
-from reunite.clock import NEVER
-from reunite.document import cell_key, decode
+from reunite.cells import EMPTY_STATE, KINDS
+from reunite.cells.register import Register, Value
+from reunite.clock import FLOOR, NEVER
+from reunite.document import EMPTY, KIND_MASK, Document, cell_key, decode
+from reunite.errors import FormatError
 from reunite.keys import stored_key
 from reunite.payload import Entry, Kind
 
 
 def record_entry(
-    conn: sqlite3.Connection, tracked: Tracked, entry: Entry, now_ms: int, reason: str, message: str
+    conn: sqlite3.Connection,
+    tracked: Tracked,
+    entry: Entry,
+    now_ms: int,
+    reason: str,
+    message: str,
+    *,
+    before: Document = EMPTY,
 ) -> None:
-    """Keep the intent of one entry of a rejected changeset."""
+    """Keep the intent of one entry of a rejected changeset, which was made on the row `before`."""
     document = decode(entry.document)
     if entry.kind == Kind.ADOPTED:
         kind = "adopted"
@@ -29,7 +39,10 @@ def record_entry(
     else:
         kind = "insert" if document.born != NEVER else "update"
     name_by_key = {cell_key(column.id): column.name for column in tracked.table.columns}
-    values = {name_by_key.get(key, f"#{key >> 3}"): cell[1] for key, cell in document.cells.items()}
+    values = {
+        name_by_key.get(key & ~KIND_MASK, f"#{key >> 3}"): _intent(key, cell, before)
+        for key, cell in document.cells.items()
+    }
     _insert(conn, tracked, entry.row.key, kind, reason, message, values, now_ms)
 
 
@@ -70,7 +83,7 @@ def _insert(
     kind: str,
     reason: str,
     message: str,
-    values: Mapping[str, Value],
+    values: Mapping[str, object],
     now_ms: int,
 ) -> None:
     conn.execute(
@@ -78,6 +91,22 @@ def _insert(
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         (now_ms, tracked.table.name, key, kind, reason, message, json.dumps(values, default=_blob)),
     )
+
+
+def _intent(key: int, cell: Register, before: Document) -> object:
+    """What an entry says of a column: its value, or what was done to one that merges."""
+    kind, state = key & KIND_MASK, cell[1]
+    if not kind:
+        return state
+    assert isinstance(state, bytes)
+    known = before.cells.get(key, (FLOOR, EMPTY_STATE[kind]))[1]
+    assert isinstance(known, bytes)
+    for begun in (known, EMPTY_STATE[kind]):
+        try:
+            return KINDS[kind].intent(begun, KINDS[kind].merge(begun, state))
+        except FormatError:
+            continue  # more than a cell can hold, or made on what is not known
+    return {"unreadable": state.hex()}
 
 
 def _blob(value: bytes) -> dict[str, str]:

@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from reunite import adopt, inbox, outbox, refill, registry, verdicts
-from reunite.bookkeeping import Meta, Tracked, is_prepared, prepare
+from reunite.apply import tidy
+from reunite.bookkeeping import Meta, Tracked, complete, is_prepared, prepare
 from reunite.capture import last_captured
 from reunite.clock import OFFSET_MS_MIN
 from reunite.errors import FormatError, RealmMismatch, SyncError, UsageError
-from reunite.fold import fold
+from reunite.fold import Edits, fold
 from reunite.keys import key_values, pack_key, stored_key, unpack_key
 from reunite.payload import Entry, RowRef, Statement
+from reunite.rebase import merging_rows
 from reunite.rescan import notice_schema_changes
 from reunite.schema import Table, table_names
 from reunite.state import Chance, State, StateCache
@@ -138,7 +140,8 @@ class Replica:
     def prepare(self) -> None:
         """Make our tables in the file if it has none. Raises FileError."""
         if is_prepared(self.conn):
-            with self.transaction():
+            with self.transaction() as state:
+                complete(state.conn)
                 return
         self.conn.execute("BEGIN IMMEDIATE")
         try:
@@ -385,6 +388,11 @@ class Replica:
             fold_strangers(state)
             if not state.meta.loaded or registry.undescribed(state) or inbox.outbox_adopts(state):
                 return []
+            if outbox.shares(state) and merging_rows(state):
+                # What is made on work that another file may have sent depends on whose it became.
+                if outbox.is_under_way(state.conn):
+                    return []
+                changesets_max = 1
             taken = outbox.freeze(state, changesets_max=changesets_max, bytes_max=bytes_max)
             return [_outgoing(state, changeset) for changeset in taken]
 
@@ -433,24 +441,35 @@ def fold_strangers(state: State) -> bool:
     return _fold(state, recorded_ms=None)
 
 
-def fold_own(state: State) -> bool:
-    """Fold this transaction's own writes into one changeset that carries one time."""
-    return _fold(state, recorded_ms=state.now_ms)
+def fold_own(state: State, known: Sequence[Entry] = ()) -> bool:
+    """Fold this transaction's own writes into one changeset that carries one time. `known` are
+    entries of it whose rows are folded already."""
+    return _fold(state, recorded_ms=state.now_ms, known=known)
 
 
-def _fold(state: State, recorded_ms: int | None) -> bool:
+def _fold(state: State, recorded_ms: int | None, known: Sequence[Entry] = ()) -> bool:
     notice_schema_changes(state)
-    if not last_captured(state.conn):
+    if not (known or last_captured(state.conn)):
         return False
     changeset = outbox.next_id(state.conn)
-    entries = fold(
-        state.conn,
-        state.shapes,
-        state.meta,
-        changeset,
-        now_ms=state.now_ms,
-        recorded_ms=recorded_ms,
-    )
+
+    def found() -> Edits:
+        return fold(
+            state.conn,
+            state.shapes,
+            state.meta,
+            changeset,
+            session=state.session,
+            now_ms=state.now_ms,
+            recorded_ms=recorded_ms,
+        )
+
+    edits, untidy = found()
+    entries = [*known, *edits]
+    if untidy:
+        tidy(state, untidy)
+        # That was no edit, but what the app's triggers made of it may be.
+        entries += found().entries
     if recorded_ms is not None:
         _refuse_too_large(entries)
     outbox.add(state, changeset, entries, loose=recorded_ms is None)

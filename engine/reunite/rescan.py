@@ -8,6 +8,7 @@ place keeps its id; a table that was dropped is no longer tracked, and its docum
 """
 
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import replace
 
 from reunite.adopt import match_ids
@@ -24,7 +25,8 @@ from reunite.capture import (
     trigger_statements,
 )
 from reunite.cells.register import Value, same
-from reunite.document import cell_key, decode
+from reunite.columns import columns_of
+from reunite.document import EMPTY, KIND_MASK, cell_key, decode
 from reunite.errors import TableError
 from reunite.keys import key_values
 from reunite.payload import ABSENT, RowRef, pack_image, unpack_image
@@ -155,10 +157,9 @@ def _all_equal(state: State, before: Tracked, found: Table, old: Column, new: Co
     if old.key:
         return True
     key = cell_key(old.id)
-    for _, row, value in _column_of(state, before, found, new):
-        cell = decode(row.document).cells.get(key) if row.document else None
+    for _, row, value, kept in _kept_of(state, before, before.table, found, new, key):
         image = unpack_image(row.image) or {}
-        if cell is not None and not same(image.get(key, cell[1]), value):
+        if not same(image.get(key, kept), value):
             return False
     return True
 
@@ -180,15 +181,27 @@ def _column_of(
     ]
 
 
+def _kept_of(
+    state: State, tracked: Tracked, known: Table, table: Table, column: Column, key: int
+) -> Iterator[tuple[RowRef, Row, Value, Value]]:
+    """The rows whose documents have a cell of a column, by its register's key among `known`'s, each
+    with its line, what `table` holds in `column`, and what the document says."""
+    columns = columns_of(known.cells)
+    for ref, row, value in _column_of(state, tracked, table, column):
+        document = decode(row.document) if row.document else EMPTY
+        if any(cell & ~KIND_MASK == key for cell in document.cells):
+            yield ref, row, value, columns.value_of(document, key)
+
+
 def _fill_kept_cells(state: State, tracked: Tracked, columns: list[Column]) -> None:
     where = " AND ".join(f"{quoted(column.name)} = ?" for column in tracked.table.key)
     count = len(tracked.table.key)
     for column in columns:
         key = cell_key(column.id)
+        table = tracked.table
         kept = [
-            (decode(row.document).cells[key][1], *key_values(ref.key, count))
-            for ref, row, _ in _column_of(state, tracked, tracked.table, column)
-            if row.document and key in decode(row.document).cells
+            (value, *key_values(ref.key, count))
+            for ref, _, _, value in _kept_of(state, tracked, table, table, column, key)
         ]
         last = last_captured(state.conn)
         state.conn.executemany(
@@ -202,11 +215,8 @@ def _accept_conversions(state: State, tracked: Tracked, columns: list[Column]) -
     for column in columns:
         key = cell_key(column.id)
         lines = []
-        rows = [
-            (ref, row, value, decode(row.document).cells[key][1])
-            for ref, row, value in _column_of(state, tracked, tracked.table, column)
-            if row.document and key in decode(row.document).cells
-        ]
+        table = tracked.table
+        rows = list(_kept_of(state, tracked, table, table, column, key))
         converted = through_affinity(column.declared, [wanted for *_, wanted in rows])
         for (ref, row, value, wanted), stored in zip(rows, converted, strict=True):
             image = unpack_image(row.image) or {}

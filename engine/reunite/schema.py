@@ -16,7 +16,7 @@ from typing import Any, Final
 from reunite.cells.register import Value
 from reunite.document import COLUMN_ID_MAX
 from reunite.errors import FormatError, TableError
-from reunite.types import logical_type
+from reunite.types import MERGING, logical_type
 
 # Postgres ends names at 63 bytes and would cut a longer one silently.
 NAME_BYTES_MAX: Final = 63
@@ -32,6 +32,7 @@ ACTIONS: Final = frozenset({"NO ACTION", "RESTRICT", "SET NULL", "SET DEFAULT", 
 _DECLARED: Final = re.compile(
     r"[A-Za-z][A-Za-z0-9_ ]{0,60}(\( *[+-]?\d{1,9} *(, *[+-]?\d{1,9} *)?\))?|", re.ASCII
 )
+_KIND: Final = re.compile(r"[a-z][a-z_]{0,19}(\(\d{1,4},\d{1,4}\))?", re.ASCII)
 # Words that SQLite takes for something other than a part of a type's name: "INT CHECK (0)" has the
 # form of a type and is a constraint.
 _NO_TYPE_WORDS: Final = frozenset(
@@ -394,6 +395,12 @@ def _check_key(conn: sqlite3.Connection, table: Table) -> None:
     if len(key) > KEY_COLUMNS_MAX:
         raise TableError(table.name, f"has over {KEY_COLUMNS_MAX} key columns")
     for column in key:
+        if column.type in MERGING:
+            raise TableError(
+                table.name,
+                f"key column {column.name!r} is {column.declared}: a row is found by its key, so"
+                " a key cannot merge; use INTEGER, TEXT or BLOB",
+            )
         if column.type.partition("(")[0] in _REFUSED_KEY_TYPES:
             raise TableError(
                 table.name,
@@ -452,7 +459,7 @@ def _column(name: object, number: object, declared: object, kind: object, *rest:
     notnull, default, key = rest
     if not isinstance(declared, str) or not _is_type_name(declared):
         raise ValueError(f"type {declared!r} is not a plain type name")
-    if not isinstance(kind, str) or not re.fullmatch(r"[a-z]{1,20}(\(\d{1,4},\d{1,4}\))?", kind):
+    if not isinstance(kind, str) or not _KIND.fullmatch(kind):
         raise ValueError(f"logical type {kind!r} is not known")
     if default is not None and (not isinstance(default, str) or not _LITERAL.fullmatch(default)):
         raise ValueError(f"default {default!r} is not a literal")

@@ -4,16 +4,28 @@ SQLite keeps any value in any column; Postgres does not. A column's logical type
 declared type promises, kept only where all values present at tracking fit, else `text`:
 
     integer boolean real numeric numeric(p,s) text blob date time timestamp timestamptz uuid json
-    any
+    any counter crdt_text crdt_set crdt_list crdt_json
 
 `any` is a column without a declared type. Documents hold SQLite's storage classes whatever the
 logical type, so nothing here changes a value.
+
+The last five are of columns that merge, each declared by a name of its own. What was declared to
+merge never becomes text because of a value: where one does not fit, `reunite.adopt` says so.
+
+| declared | logical type | values that fit | its plain type |
+|---|---|---|---|
+| COUNTER | counter | integers | integer |
+| CRDT_TEXT | crdt_text | text | text |
+| CRDT_SET_TEXT | crdt_set | text that is a JSON array | json |
+| CRDT_LIST_TEXT | crdt_list | text that is a JSON array | json |
+| CRDT_JSON_TEXT | crdt_json | text that is JSON | json |
 """
 
 import json
+import math
 import re
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal, InvalidOperation
 from typing import Final
@@ -23,6 +35,32 @@ from reunite.cells.register import Value
 # Postgres's own ceiling for numeric(p,s).
 PRECISION_MAX: Final = 1_000
 
+# SQLite gives a column text affinity for the TEXT in its type's name, and COUNTER numeric affinity.
+_MERGING_BY_NAME: Final[Mapping[str, str]] = {
+    "COUNTER": "counter",
+    "CRDT_TEXT": "crdt_text",
+    "CRDT_SET_TEXT": "crdt_set",
+    "CRDT_LIST_TEXT": "crdt_list",
+    "CRDT_JSON_TEXT": "crdt_json",
+}
+_PLAIN: Final[Mapping[str, str]] = {
+    "counter": "integer",
+    "crdt_text": "text",
+    "crdt_set": "json",
+    "crdt_list": "json",
+    "crdt_json": "json",
+}
+# The logical types of columns whose concurrent edits are merged inside the value.
+MERGING: Final[frozenset[str]] = frozenset(_MERGING_BY_NAME.values())
+# What such a column takes beside NULL, in words for whoever gave it something else.
+MERGING_TAKES: Final[Mapping[str, str]] = {
+    "counter": "integers",
+    "crdt_text": "text",
+    "crdt_set": "text that is a JSON array",
+    "crdt_list": "text that is a JSON array",
+    "crdt_json": "text that is JSON",
+}
+
 
 def logical_type(declared: str) -> str:
     """The logical type that a declared SQLite type promises, by its name alone."""
@@ -30,6 +68,8 @@ def logical_type(declared: str) -> str:
     name = text.partition("(")[0].strip()
     if not name:
         return "any"
+    if name in _MERGING_BY_NAME:
+        return _MERGING_BY_NAME[name]
     if name in ("BOOL", "BOOLEAN"):
         return "boolean"
     if "INT" in name:
@@ -56,6 +96,17 @@ def logical_type(declared: str) -> str:
                 return f"numeric({precision},{scale})"
         return "numeric"
     return "any" if name == "ANY" else "text"
+
+
+def plain_type(logical: str) -> str:
+    """The logical type, without bounds, of what a column's values are: a counter's is integer."""
+    kind = logical.partition("(")[0]
+    return _PLAIN.get(kind, kind)
+
+
+def fits(kind: str, value: Value) -> bool:
+    """True when a column of a logical type without bounds holds this value as it is."""
+    return value is None or kind in ("any", "text") or _FITS[kind](value)
 
 
 def fitting_type(wanted: str, values: Iterable[Value]) -> str:
@@ -119,6 +170,33 @@ def _fits_text(pattern: str, parse: Callable[[str], object]) -> Callable[[Value]
     return fits
 
 
+def _fits_json(*classes: type) -> Callable[[Value], bool]:
+    """Whether a value is a JSON text of one of these classes. Python's parser takes more than
+    JSON: what it would make a NaN or an infinity, and halves of characters, no other side holds."""
+
+    def fits_json(value: Value) -> bool:
+        if not isinstance(value, str):
+            return False
+        try:
+            found = json.loads(value, parse_constant=_no_json, parse_float=_finite)
+            if "\\u" in value:
+                json.dumps(found, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):  # one for JSON as deep as no parser goes
+            return False
+        return isinstance(found, classes)
+
+    return fits_json
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _no_json(digits)
+
+
+def _no_json(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")
+
+
 _DAY: Final = r"\d{4}-\d\d-\d\d"
 _CLOCK: Final = r"\d\d:\d\d(:\d\d(\.\d{1,6})?)?"
 
@@ -134,4 +212,9 @@ _FITS: Final[dict[str, Callable[[Value], bool]]] = {
     "timestamptz": _fits_text(rf"{_DAY}[ T]{_CLOCK}(Z|[+-]\d\d(:?\d\d)?)", datetime.fromisoformat),
     "uuid": _fits_text(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", uuid.UUID),
     "json": _fits_text(r"(?s).*", json.loads),
+    "counter": lambda value: type(value) is int,
+    "crdt_text": lambda value: isinstance(value, str),
+    "crdt_set": _fits_json(list),
+    "crdt_list": _fits_json(list),
+    "crdt_json": _fits_json(object),
 }

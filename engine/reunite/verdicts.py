@@ -13,10 +13,11 @@ from reunite import outbox
 from reunite.adopt import rebuild
 from reunite.bookkeeping import CHANGESET_ID_STEP, Row, lines_of, save_rows
 from reunite.clock import FLOOR, NEVER, edit_time, stamp
-from reunite.document import decode, encode, merge
+from reunite.document import EMPTY, decode, encode, merge, merges
 from reunite.fold import whole
 from reunite.outbox import Changeset
 from reunite.payload import Entry, Kind, RowRef
+from reunite.rebase import Steps, merging_rows, names_authors, rebase, steps, with_whole_cells
 from reunite.rejected import record_entry
 from reunite.state import State
 
@@ -58,8 +59,7 @@ def reject(
         return []
     entries = changeset.entries()
     if reason == NEED_WHOLE and any(_is_delta(entry) for entry in entries):
-        _send_whole(state, changeset, entries, set(rows))
-        return []
+        return _send_whole(state, changeset, entries, set(rows))
     if reason == EXPIRED:
         return _give_up(state, changeset, reason, message)
     if (
@@ -89,10 +89,15 @@ def rejoin(state: State, known: Sequence[tuple[int, int]]) -> None:
     the same work, or send it yet, and the relay takes it once.
     """
     mark_known(state, known, counted_from=state.meta.acknowledged)
+    merging = merging_rows(state)
+    made = steps(state, merging)
     state.meta.replica = state.chance.replica()
     state.meta.acknowledged = 0
-    state.save("replica", "acknowledged")
+    state.meta.shared = outbox.next_id(state.conn) - 1
+    state.save("replica", "acknowledged", "shared")
     outbox.thaw(state, -1)
+    state.renew_session()
+    rebase(state, merging, made, renamed=True)
     restamp(state)
 
 
@@ -128,27 +133,37 @@ def _withdraw_offers(state: State, refused: Changeset) -> None:
 
 def _send_whole(
     state: State, changeset: Changeset, entries: Sequence[Entry], lacking: Collection[RowRef]
-) -> None:
+) -> list[Rejection]:
     """Send the rows that the relay lacks whole; of others only what was edited may go, or it would
     win over what others wrote."""
     lines = lines_of(state.conn, {entry.row for entry in entries})
+    made = steps(state, {entry.row for entry in entries if entry.row in lacking})
     fresh = []
     for entry in entries:
         row = lines[entry.row]
         visible = decode(row.document) if row.document else None
+        step = made.get((changeset.id, entry.row, entry.document))
+        if row.base is not None and step is not None and merges(decode(entry.document)):
+            # It may have the row and lack only what a cell builds on.
+            filled = with_whole_cells(entry, step)
+            if filled != entry:
+                fresh.append(filled)
+                continue
         if entry.row in lacking and _is_delta(entry) and visible is not None and visible.alive:
             full = merge(visible, decode(entry.document))
             if entry.kind == Kind.OFFERED:
                 entry = entry._replace(document=encode(full))
-            else:
+            elif row.base is None or not names_authors(full):
+                # What others have counted cannot be said for them, nor be counted as our own.
                 mark = decode(entry.document).latest()
-                entry = entry._replace(kind=Kind.WHOLE, document=encode(whole(full, mark)))
+                sent = whole(full, mark, state.author)
+                entry = entry._replace(kind=Kind.WHOLE, document=encode(sent))
         fresh.append(entry)
     if list(entries) == fresh:
-        _give_up(state, changeset, NEED_WHOLE, "the relay no longer has the row")
-        return
+        return _give_up(state, changeset, NEED_WHOLE, "the relay no longer has the row")
     outbox.replace_entries(state, changeset.id, fresh)
     rebuild(state, lines)
+    return []
 
 
 def _split(state: State, changeset: Changeset, entries: Sequence[Entry]) -> None:
@@ -197,6 +212,8 @@ def _move_to_end(state: State, changeset: Changeset, entries: Sequence[Entry]) -
 def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> list[Rejection]:
     """Drop a changeset, and what builds on rows that only it made, and revert."""
     rejections = []
+    merging = merging_rows(state)
+    known = steps(state, merging)
     dropped: list[Entry] = []
     kept_adopted: dict[RowRef, Entry] = {}
     gone = {entry.row for entry in changeset.entries() if _is_complete(entry)}
@@ -206,7 +223,7 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
         if lines[entry.row].base is None and _came_with_its_table(entry):
             kept_adopted[entry.row] = entry
     gone -= kept_adopted.keys()
-    rejections.append(_record(state, changeset.entries(), reason, message))
+    rejections.append(_record(state, changeset, changeset.entries(), reason, message, known))
     dropped += changeset.entries()
     outbox.remove(state.conn, changeset.id)
     for later in [c for c in outbox.pending(state.conn) if c.id > changeset.id]:
@@ -219,9 +236,11 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
             rejections.append(
                 _record(
                     state,
+                    later,
                     adjusted,
                     DEPENDS_ON,
                     f"it builds on a change that was rejected: {message}",
+                    known,
                 )
             )
             dropped += adjusted
@@ -231,7 +250,12 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
         if lost:
             rejections.append(
                 _record(
-                    state, lost, DEPENDS_ON, f"it builds on a change that was rejected: {message}"
+                    state,
+                    later,
+                    lost,
+                    DEPENDS_ON,
+                    f"it builds on a change that was rejected: {message}",
+                    known,
                 )
             )
             dropped += lost
@@ -243,6 +267,9 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
     for entry in dropped:
         seen[entry.row] = max(entry.seen, seen.get(entry.row, 0))
     outbox.note_seen(state, seen)
+    # What was written may be written otherwise now, and a copy of this file may have sent it.
+    state.renew_session()
+    rebase(state, merging, known)
     _revert(state, {entry.row for entry in dropped}, kept_adopted)
     return rejections
 
@@ -280,14 +307,28 @@ def _on_adopted(state: State, entry: Entry, adopted: dict[RowRef, Entry]) -> Ent
     if document.deleted != NEVER:
         return entry
     mark = stamp(edit_time(entry.recorded_ms, state.meta.offset_ms, entry.seen), state.meta.replica)
-    full = whole(merge(decode(below.document), document), mark)
+    full = whole(merge(decode(below.document), document), mark, state.author)
     return entry._replace(kind=Kind.WHOLE, document=encode(full))
 
 
-def _record(state: State, entries: Sequence[Entry], reason: str, message: str) -> Rejection:
+def _record(
+    state: State,
+    changeset: Changeset,
+    entries: Sequence[Entry],
+    reason: str,
+    message: str,
+    known: Steps,
+) -> Rejection:
     for entry in entries:
+        step = known.get((changeset.id, entry.row, entry.document))
         record_entry(
-            state.conn, state.tables[entry.row.table], entry, state.now_ms, reason, message
+            state.conn,
+            state.tables[entry.row.table],
+            entry,
+            state.now_ms,
+            reason,
+            message,
+            before=step.before if step else EMPTY,
         )
     return Rejection(
         reason,

@@ -9,13 +9,13 @@ from typing import NamedTuple
 from reunite.bookkeeping import Row, is_prepared, load_tables
 from reunite.capture import fetch_text, vanished
 from reunite.cells.register import Value, same
-from reunite.document import decode
+from reunite.document import EMPTY, decode
 from reunite.errors import FileError, FormatError
-from reunite.fold import Shape, expected, shapes_of
 from reunite.keys import key_problem, stored_key
 from reunite.payload import ABSENT, unpack_image
 from reunite.rescan import is_current
 from reunite.schema import quoted
+from reunite.shape import Shape, expected, shapes_of
 
 
 class Difference(NamedTuple):
@@ -99,17 +99,16 @@ def _verify_row(shape: Shape, key: Value, row: Row, values: tuple[Value, ...]) -
         return []
     if row.document is None and row.image is None:
         return [Difference(name, key, None, "the row has no document")]
+    image = unpack_image(row.image)
     try:
-        document = decode(row.document) if row.document else None
+        document = decode(row.document) if row.document else EMPTY
+        wanted = expected(shape, document, image if image != ABSENT else None)
     except FormatError as error:
         return [Difference(name, key, None, f"the document is damaged: {error}")]
-    image = unpack_image(row.image)
-    if document is None or not document.alive:
+    if not document.alive:
         if image is None or image == ABSENT:
             return [Difference(name, key, None, "the document says that the row is deleted")]
         wanted = [image.get(cell, None) for cell in shape.keys]
-    else:
-        wanted = expected(shape, document, image if image != ABSENT else None)
     return [
         Difference(name, key, column.name, f"the table has {value!r}, the document {said!r}")
         for column, value, said in zip(shape.tracked.table.cells, values, wanted, strict=True)

@@ -12,10 +12,14 @@ from dataclasses import replace
 from typing import Any, Final, TypeAlias
 from unittest.mock import patch
 
-from reunite import document, fold, inbox, outbox, verdicts
+from reunite import columns, document, fold, inbox, outbox, verdicts
+from reunite.cells import counter, yjs
+from reunite.cells.kinds import Author, Edit
+from reunite.cells.text_edit import Replacement
 from reunite.document import Document
 from reunite.payload import StatedRows, Statement
 from reunite.replica import Replica
+from reunite.shape import Shape
 from reunite.state import State
 from reunite_transport.messages import Verdict
 from reunite_transport.relay import service, sqlite_store
@@ -212,8 +216,8 @@ def folds_against_the_document() -> AbstractContextManager[object]:
     """What an app shows in a form of its own is taken for an edit."""
     real = fold._changed
 
-    def changed(shape: fold.Shape, document: Document, _image: object, values: Any) -> Any:
-        return real(shape, document, None, values)
+    def changed(shape: Shape, document: Document, _image: object, *rest: Any) -> Any:
+        return real(shape, document, None, *rest)
 
     return patch.object(fold, "_changed", changed)
 
@@ -246,10 +250,81 @@ def goes_on_in_a_lost_history() -> AbstractContextManager[object]:
 def keeps_no_trace() -> AbstractContextManager[object]:
     """What is given up is told of, and not kept in the file."""
 
-    def forget(*_arguments: object) -> None:
+    def forget(*_arguments: object, **_named: object) -> None:
         return None
 
     return patch.object(verdicts, "record_entry", forget)
+
+
+# Columns that merge.
+
+
+def counts_from_the_document() -> AbstractContextManager[object]:
+    """A number that an app shows in a form of its own is counted from what the document says."""
+    real = fold._changed
+
+    def changed(shape: Shape, document: Document, image: Any, *rest: Any) -> Any:
+        counted = {
+            key for key, kinds in shape.columns.kinds_by_key.items() if counter.KIND in kinds
+        }
+        kept = image and {key: value for key, value in image.items() if key not in counted}
+        return real(shape, document, kept or None, *rest)
+
+    return patch.object(fold, "_changed", changed)
+
+
+def counts_the_whole_number() -> AbstractContextManager[object]:
+    """An increment says what the number is, as if its author had counted all of it."""
+    real = counter.edit
+
+    def edit(before: bytes, wanted: Any, author: Author) -> Edit | None:
+        found = real(before, wanted, author)
+        whole = real(counter.EMPTY, wanted, author)
+        return found and whole and Edit(whole.delta, found.after)
+
+    return patch.object(counter, "edit", edit)
+
+
+@contextmanager
+def keeps_the_last_set() -> Iterator[None]:
+    """A set is a value of which the later wins."""
+    with patch.dict(columns.KINDS_OF_TYPE, {"crdt_set": ()}):
+        columns.columns_of.cache_clear()
+        yield
+    columns.columns_of.cache_clear()
+
+
+def types_the_whole_text() -> AbstractContextManager[object]:
+    """Whatever was typed, all of the text is deleted and typed again."""
+
+    def text_edit(old: str, new: str) -> list[Replacement]:
+        return [Replacement(0, len(old), new)]
+
+    return patch.object(yjs, "text_edit", text_edit)
+
+
+def writes_objects_whole() -> AbstractContextManager[object]:
+    """All members of a JSON object are set when one was."""
+
+    def write(shared: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        for key in sorted(old.keys() - new.keys()):
+            del shared[key]
+        for key in sorted(new):
+            shared[key] = yjs._shared(new[key])
+
+    return patch.object(yjs, "_write_map", write)
+
+
+def writes_lists_whole() -> AbstractContextManager[object]:
+    """All items of a list are taken out and put in again when one was."""
+
+    def write(array: Any, old: Sequence[Any], new: Sequence[Any]) -> None:
+        if old:
+            del array[0 : len(old)]
+        for place, item in enumerate(new):
+            array.insert(place, yjs._shared(item))
+
+    return patch.object(yjs, "_write_list", write)
 
 
 # As the engine was.
@@ -278,6 +353,12 @@ CANARIES: Final[Mapping[str, Canary]] = {
         shows_page_by_page,
         goes_on_in_a_lost_history,
         keeps_no_trace,
+        counts_from_the_document,
+        counts_the_whole_number,
+        keeps_the_last_set,
+        types_the_whole_text,
+        writes_objects_whole,
+        writes_lists_whole,
         refuses_large_documents,
     )
 }

@@ -13,7 +13,9 @@ from typing import Final
 
 from reunite.cells.register import Value
 from reunite.schema import Column, ForeignKey, Table, quoted
-from reunite_simulations import rows, values
+from reunite_simulations import edits, rows, values
+from reunite_simulations.contents import merges
+from reunite_simulations.edits import Expression
 from reunite_simulations.history import Cells, Key
 
 # Rows that several replicas make under the same keys, to see them merged.
@@ -71,6 +73,14 @@ class Draw:
             return None
         return self.value(column)
 
+    def edit(
+        self, conn: sqlite3.Connection, table: Table, column: Column, held: Value
+    ) -> Expression:
+        """What one cell of a row may be set to, which was read before."""
+        if merges(column) and rows.is_free(table, column):
+            return edits.edit(column, held, self.next, self.chance)
+        return Expression("?", [self.cell(conn, table, column)])
+
     def _parent_values(
         self, conn: sqlite3.Connection, table: Table, foreign_key: ForeignKey
     ) -> dict[str, Value] | None:
@@ -123,13 +133,13 @@ class Draw:
         self.values += 1
         return self.values
 
-    def key(self, conn: sqlite3.Connection, table: Table) -> Key | None:
-        """The key of a row that is there; None in an empty table."""
+    def key(self, conn: sqlite3.Connection, table: Table, hot: int = 8) -> Key | None:
+        """The key of a row that is there; None in an empty table. `hot` rows are written by
+        everybody now and then, others by few."""
         count = rows.count(conn, table)
         if not count:
             return None
-        # Rows that everybody writes now and then, beside those that few do.
-        place = self.chance.randrange(min(count, 8) if self.chance.random() < 0.5 else count)
+        place = self.chance.randrange(min(count, hot) if self.chance.random() < 0.5 else count)
         return rows.keys(conn, table, "1", (), limit=1, offset=place)[0]
 
     def rows(

@@ -40,6 +40,8 @@ ADDED: Final = (
     ("added0", "TEXT"),
     ("added1", "TEXT DEFAULT 'x'"),
     ("added2", "INTEGER NOT NULL DEFAULT 5"),
+    ("added3", "COUNTER NOT NULL DEFAULT 2"),
+    ("added4", "CRDT_TEXT"),
 )
 REBUILDS: Final = 0.3
 

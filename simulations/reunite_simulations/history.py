@@ -67,11 +67,14 @@ class Transaction:
     refusal: str = ""
     # Written before a loss of power or a restored backup that may have taken it back.
     doubtful: bool = False
-    # Written after this machine's clock had been changed under a running app: when it says that it
-    # was written is anybody's guess.
+    # Written after this machine's clock had been changed under a running app, or by another program
+    # into a table that had lost its triggers: when it says that it was written is anybody's guess.
     mistimed: bool = False
     # A copy of its file went back to before it, and may notice it once more as an edit of its own.
     returns: bool = False
+    # Written as another program, and not sent yet in a file that went back or was copied: it may be
+    # noticed or sent once more, as other work.
+    repeats: bool = False
 
     @property
     def rows_written(self) -> int:
@@ -145,6 +148,12 @@ class History:
             if transaction.at >= since:
                 transaction.doubtful |= transaction.client == client
                 transaction.returns |= client.startswith(f"{transaction.client}-copy")
+
+    def repeat(self, client: str) -> None:
+        """This client's file went back, or is a copy, and holds work that it has not sent."""
+        for transaction in self.transactions:
+            mine = f"{client}-".startswith((f"{transaction.client}-", f"{transaction.client}-copy"))
+            transaction.repeats |= mine and not transaction.own
 
     def mistime(self, client: str, since: float) -> None:
         """This client's clock is wrong from now on, and dates what it has not sent yet anew."""

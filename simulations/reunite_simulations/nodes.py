@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from reunite.database import HistorySource
 from reunite.errors import ReuniteError, SyncError
 from reunite.replica import Replica, fold_own, fold_strangers
 from reunite.state import Chance
@@ -79,6 +80,8 @@ class Client:
     lives: int = 0
     # Another one after the file went back in time: what its users saw before means nothing then.
     session: int = 0
+    # The file goes back in time, or is a copy, with the next start.
+    goes_back: bool = False
     crash_after: int | None = None
     # The share of the WAL that a crash at a statement takes with it.
     crash_cut: float = 0.0
@@ -113,6 +116,10 @@ class Client:
         """Call `listener` after local commits."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    def add_history_source(self, source: HistorySource) -> Callable[[], None]:
+        """No app of a world looks at what was overwritten."""
+        return lambda: None
 
     # Life and death.
 
@@ -197,6 +204,7 @@ class Client:
             self.world.history.doubt(self.name, 0.0)
             self.world.rolled_back.add(self.name)
         self.session += cut > 0
+        self.goes_back |= cut > 0
         self._move_to(torn)
 
     def restore(self, backup: Path) -> None:
@@ -204,6 +212,7 @@ class Client:
         self._end()
         self.world.note("backup", self.name)
         self.session += 1
+        self.goes_back = True
         self._move_to(backup)
 
     def lose(self, number: int) -> None:
@@ -214,10 +223,11 @@ class Client:
         self._move_to(self.path.with_name(f"{self.name}-new{number}.db"))
 
     def heal(self) -> None:
-        """All is well from now on: the disk has room, and the process lives."""
-        self.limit_pages(None)
+        """All is well from now on: the process lives, and the disk has room."""
+        # First, as what makes room are statements, too.
         if self._torn is None:
             self.crash_after = None
+        self.limit_pages(None)
 
     def stranger(self) -> sqlite3.Connection:
         """Another program's connection to the file."""
@@ -437,11 +447,15 @@ class RelayNode:
         store._connection.set_trace_callback(count)
         return died
 
-    def heal(self) -> None:
-        """All is well from now on: the disk has room, and the process lives."""
-        self.limit_pages(None)
+    async def heal(self) -> None:
+        """All is well from now on: no statement kills the process any more, one that is dying is
+        dead, and the disk has room."""
+        # First, as what makes room are statements, too.
         if self._store is not None:
             self._store._connection.set_trace_callback(None)
+        if self._task is not None:
+            await self._task
+        self.limit_pages(None)
 
     def limit_pages(self, room: int | None) -> None:
         """Leave the disk with room for so many more pages; None for plenty."""

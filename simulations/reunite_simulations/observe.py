@@ -4,10 +4,13 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from functools import lru_cache
+from typing import Final, TypeAlias
 
+from reunite.cells import KINDS
 from reunite.cells.register import Value
-from reunite.document import decode
+from reunite.cells.yjs import Yjs
+from reunite.document import KIND_MASK, decode
 from reunite.keys import key_values, pack_key
 from reunite.schema import Table, quoted
 
@@ -69,6 +72,34 @@ def stated(conn: sqlite3.Connection) -> Documents:
     }
 
 
+# Documents of up to so many bytes are remembered in their normal form, and so many of them.
+_REMEMBERED_BYTES_MAX: Final = 4_000
+_REMEMBERED_MAX: Final = 50_000
+
+
+def normal(document: bytes) -> object:
+    """A document in a form that equal ones share. Yjs writes one state in several ways."""
+    if len(document) > _REMEMBERED_BYTES_MAX:
+        return _normal.__wrapped__(document)
+    return _normal(document)
+
+
+@lru_cache(maxsize=_REMEMBERED_MAX)
+def _normal(document: bytes) -> object:
+    found = decode(document)
+    if not any(isinstance(KINDS.get(key & KIND_MASK), Yjs) for key in found.cells):
+        return document
+    cells = []
+    for key, (stamp, value) in sorted(found.cells.items()):
+        kind = KINDS.get(key & KIND_MASK)
+        said: object = value
+        if isinstance(kind, Yjs):
+            assert isinstance(value, bytes)
+            said = kind.value(value), tuple(sorted(kind.state(value).items()))
+        cells.append((key, stamp, said))
+    return (*found[:3], tuple(cells))
+
+
 def has_table(conn: sqlite3.Connection, table: str) -> bool:
     """Whether a file has a table yet."""
     found = conn.execute(
@@ -84,6 +115,16 @@ def shape_is_known(conn: sqlite3.Connection) -> bool:
     ).fetchone()
     (now,) = conn.execute("PRAGMA schema_version").fetchone()
     return bool(seen == now)
+
+
+def is_captured(conn: sqlite3.Connection, table: str) -> bool:
+    """Whether a table has the triggers that note when it is written."""
+    found = conn.execute(
+        "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
+        " AND name GLOB '_reunite_*'",
+        (table,),
+    ).fetchone()
+    return found is not None
 
 
 def shared(conn: sqlite3.Connection, table: Table) -> Table:
@@ -115,7 +156,18 @@ def fingerprint(conn: sqlite3.Connection) -> int:
         "SELECT t.name, r.key, r.base FROM _reunite_rows AS r JOIN _reunite_tables AS t"
         " ON t.id = r.tbl WHERE r.base IS NOT NULL"
     )
-    return hash(frozenset(stated))
+    found = frozenset(stated)
+    name = hash(found)
+    if name not in _fingerprints:
+        if len(_fingerprints) >= _FINGERPRINTS_MAX:
+            _fingerprints.clear()
+        _fingerprints[name] = hash(frozenset((t, key, normal(base)) for t, key, base in found))
+    return _fingerprints[name]
+
+
+# Of all that was seen lately, by its bytes: several clients hold the same.
+_FINGERPRINTS_MAX: Final = 1_000
+_fingerprints: dict[int, int] = {}
 
 
 def is_marked(conn: sqlite3.Connection) -> bool:

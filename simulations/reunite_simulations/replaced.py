@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from reunite.cells.register import Value
 from reunite.schema import default_value
+from reunite_simulations.contents import merges
 from reunite_simulations.history import Key, Outcome, Transaction, Verb, may_come_again, net
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Replaced:
             (table.name, column.name): default_value(column)
             for table in world.tables()
             for column in table.cells
+            if not merges(column)
         }
         for made in history.transactions[self._taken :]:
             if made.outcome is Outcome.REFUSED:
@@ -58,11 +60,14 @@ class Replaced:
                 if write.verb is Verb.DELETE:
                     self._deleted[write.table, write.key, made.client] = made.at
                 for column, value in write.cells.items():
+                    if (write.table, column) not in defaults:
+                        # What merges is no value that one transaction wrote.
+                        continue
                     cell = write.table, write.key, column
                     self._written[(*cell, type(value), value)] += 1
                     self._author[(*cell, type(value), value)] = made
                     before = write.before.get(column)
-                    default = defaults.get((write.table, column))
+                    default = defaults[write.table, column]
                     if value not in (None, default):
                         cells.append((*cell, type(value), value))
                     if before not in (None, default):

@@ -3,10 +3,11 @@ which others refer to them.
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from reunite.cells.register import Value
 from reunite.schema import Column, ForeignKey, Table, ascii_lower, quoted
+from reunite_simulations.edits import Expression
 from reunite_simulations.history import Cells, Key
 
 
@@ -25,18 +26,38 @@ def read(conn: sqlite3.Connection, table: Table, key: Key) -> dict[str, Value] |
     return None if found is None else dict(zip(names, found, strict=False))
 
 
-def run(conn: sqlite3.Connection, statement: str, cells: Cells, behind: str = "") -> sqlite3.Cursor:
+def run(
+    conn: sqlite3.Connection,
+    statement: str,
+    cells: Cells,
+    behind: str = "",
+    given: Sequence[Value] = (),
+) -> sqlite3.Cursor:
+    """Run a statement that gives these cells; `given` are the values of what stands behind."""
     names = ", ".join(map(quoted, cells))
     marks = ", ".join("?" * len(cells))
-    return conn.execute(f"{statement} ({names}) VALUES ({marks}){behind}", tuple(cells.values()))
+    sql = f"{statement} ({names}) VALUES ({marks}){behind}"
+    return conn.execute(sql, (*cells.values(), *given))
 
 
 def update(
     conn: sqlite3.Connection, table: Table, key: Key, cells: Cells, verb: str = "UPDATE"
 ) -> None:
-    sets = ", ".join(f"{quoted(name)} = ?" for name in cells)
+    change(conn, table, key, {name: Expression("?", [cells[name]]) for name in cells}, verb)
+
+
+def change(
+    conn: sqlite3.Connection,
+    table: Table,
+    key: Key,
+    cells: Mapping[str, Expression],
+    verb: str = "UPDATE",
+) -> None:
+    """Set cells of one row to what expressions make of it."""
+    sets = ", ".join(f"{quoted(name)} = {each.sql}" for name, each in cells.items())
+    given = [value for each in cells.values() for value in each.given]
     sql = f"{verb} {quoted(table.name)} SET {sets} WHERE {is_key(table)}"
-    conn.execute(sql, (*cells.values(), *key))
+    conn.execute(sql, (*given, *key))
 
 
 def is_key(table: Table) -> str:

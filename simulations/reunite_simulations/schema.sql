@@ -66,14 +66,40 @@ CREATE TABLE item (
     slug TEXT,
     price NUMERIC DEFAULT 1 CHECK (price >= 0),
     extra,
-    stock INTEGER DEFAULT 0,
+    stock COUNTER DEFAULT 0,
     UNIQUE (room, place)
 );
 CREATE UNIQUE INDEX item_serial ON item (serial) WHERE serial <> '' AND stock IS NOT NULL;
 CREATE UNIQUE INDEX item_slug ON item (lower(slug));
+
+-- An app that shows no stock below nothing, whatever others have taken: an image of a counter.
+CREATE TRIGGER stock_added AFTER INSERT ON item WHEN NEW.stock < 0 BEGIN
+    UPDATE item SET stock = 0 WHERE id = NEW.id;
+END;
+CREATE TRIGGER stock_changed AFTER UPDATE OF stock ON item WHEN NEW.stock < 0 BEGIN
+    UPDATE item SET stock = 0 WHERE id = NEW.id;
+END;
+
+-- Columns that merge inside their value, of all types, with defaults and without.
+CREATE TABLE post (
+    id INTEGER PRIMARY KEY,
+    list_id INTEGER REFERENCES list (id) ON DELETE SET NULL,
+    title TEXT,
+    votes COUNTER NOT NULL DEFAULT 0,
+    body CRDT_TEXT NOT NULL DEFAULT '',
+    tags CRDT_SET_TEXT NOT NULL DEFAULT '[]',
+    steps CRDT_LIST_TEXT DEFAULT '[]',
+    meta CRDT_JSON_TEXT DEFAULT '{}',
+    aside CRDT_TEXT,
+    seen COUNTER
+);
 
 INSERT INTO list (id, name) VALUES (1, 'home'), (2, 'work');
 INSERT INTO todo (id, list_id, title) VALUES (1, 1, 'milk'), (2, 1, 'bread'), (3, 2, 'report');
 INSERT INTO person (id, email, name) VALUES ('ann', 'ann@x', 'Ann'), ('bob', 'bob@x', 'Bob');
 INSERT INTO shelf VALUES ('a', 'top'), ('b', 'bottom');
 INSERT INTO item (id, shelf, room, place) VALUES (1, 'a', 'hall', 1), (2, 'b', 'hall', 2);
+INSERT INTO post (id, votes, body, tags, steps, meta) VALUES
+    (1, 3, 'one milk, please', '["home","shop"]', '["buy",{"id":1,"done":false}]',
+     '{"box":{"k0":0},"items":[1,2],"k1":"x"}'),
+    (2, 0, 'the report', '[]', '[]', '{"box":{},"items":[]}');

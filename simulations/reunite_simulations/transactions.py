@@ -16,6 +16,7 @@ from reunite.errors import ReuniteError
 from reunite.schema import Table, ascii_lower
 from reunite_simulations import observe
 from reunite_simulations.chance import EventChance
+from reunite_simulations.contents import merges
 from reunite_simulations.history import History, Key, Outcome, Transaction, Verb, Write
 from reunite_simulations.nodes import Client
 from reunite_simulations.workload import APPEND_TABLE, Mix, RandomWrites
@@ -84,6 +85,11 @@ def transact(
                 for table in tables
                 for write in _written(table, before[table.name], observe.rows(conn, table))
             ]
+        if not made.appended and _merges(tables, made.writes):
+            # So that it can be seen in the end whether what was counted and typed was taken.
+            made.appended = writes.append(conn)
+        if not made.own and not all(observe.is_captured(conn, each.table) for each in made.writes):
+            made.mistimed = True
 
     try:
         client.write(work, own=made.own)
@@ -92,6 +98,14 @@ def transact(
     else:
         made.outcome = Outcome.RETURNED
     return made
+
+
+def _merges(tables: Sequence[Table], writes: Sequence[Write]) -> bool:
+    """Whether any of these wrote a column that merges."""
+    merging = {
+        (table.name, column.name) for table in tables for column in table.cells if merges(column)
+    }
+    return any((write.table, column) in merging for write in writes for column in write.cells)
 
 
 def _triggers_write_elsewhere(conn: sqlite3.Connection) -> bool:

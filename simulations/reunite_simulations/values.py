@@ -6,11 +6,17 @@ out by a constraint that is not known to everybody.
 """
 
 import random
+from string import ascii_lowercase, ascii_uppercase
 from typing import Final
 
 from reunite.cells.register import INTEGER_MAX, Value
 from reunite.schema import Column
+from reunite_simulations.contents import merges
 
+# What is shared by many: elements of sets, members of objects.
+POOL: Final = 5
+# A counter begins at less.
+COUNTED_MAX: Final = 1_000
 BLOB_BYTES_MAX: Final = 100_000
 # Blobs are rarely as large as they may be: worlds have to stay fast.
 _BLOB_BYTES: Final = (0, 1, 200, 200, 2_000, 2_000, 20_000, BLOB_BYTES_MAX)
@@ -31,6 +37,8 @@ def plain(column: Column, number: int) -> Value:
     match _kind(column):
         case "integer":
             return number
+        case "counter":
+            return number % COUNTED_MAX
         case "boolean":
             return number % 2
         case "real":
@@ -49,8 +57,36 @@ def plain(column: Column, number: int) -> Value:
             return f"00000000-0000-4000-8000-{number:012}"
         case "json":
             return str(number)
+        case "crdt_text":
+            return f"{word(number)} {word(number, 1)}"
+        case "crdt_set":
+            return f'["e{number}","p{number % POOL}"]'
+        case "crdt_list":
+            return f'["e{number}",{{"id":{number},"done":false}}]'
+        case "crdt_json":
+            return f'{{"k{number % POOL}":{number},"box":{{}},"items":[]}}'
         case _:
             return f"v{number}"
+
+
+def word(number: int, second: int = 0) -> str:
+    """A word of its own for a text, and another. Its first and last letters go round the alphabet,
+    so that words which are typed after each other share none."""
+    first, last = (number * 2 + second) % 26, (number * 2 + second + 13) % 26
+    return f"{ascii_lowercase[first]}{number}{ascii_uppercase[last]}"
+
+
+def unfit(column: Column, number: int) -> Value:
+    """What a column that merges takes beside what merges: not what its type promises."""
+    match _kind(column):
+        case "counter":
+            return f"many {number}"
+        case "crdt_text":
+            return number.to_bytes(5, "big")
+        case "crdt_json":
+            return f'"scalar {number}"'
+        case _:
+            return f"no list {number}"
 
 
 def odd(column: Column, number: int, chance: random.Random) -> Value:
@@ -60,8 +96,12 @@ def odd(column: Column, number: int, chance: random.Random) -> Value:
             return number.to_bytes(5, "big") + chance.randbytes(chance.choice(_BLOB_BYTES))
         case "text" | "any" if not _takes_numbers(column):
             return chance.choice(_ODD_TEXTS).format(number)
-        case "json":
+        case "json" | "crdt_json":
             return f'{{"é": [{number}, "🧑‍🚀", null]}}'
+        case "crdt_text":
+            return chance.choice(_ODD_TEXTS).format(number)
+        case "crdt_set" | "crdt_list":
+            return f'["é 🧑‍🚀 {number}", {1 << 60}{number}, {number}.5e-3, [{number}, null]]'
         case _:
             return plain(column, number)
 
@@ -108,7 +148,7 @@ def is_sizeable(column: Column) -> bool:
 
 def occurs_once(column: Column) -> bool:
     """Whether values of this column differ, each from all others."""
-    return _kind(column) not in ("boolean", "date", "time", "timestamp")
+    return _kind(column) not in ("boolean", "date", "time", "timestamp") and not merges(column)
 
 
 def takes_any_text(column: Column) -> bool:

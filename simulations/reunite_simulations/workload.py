@@ -14,13 +14,17 @@ from typing import Final
 
 from reunite.cells.register import Value
 from reunite.schema import Table, ascii_lower, quoted
-from reunite_simulations import rows, values
+from reunite_simulations import edits, rows, values
+from reunite_simulations.contents import merges
 from reunite_simulations.drawn import Draw
+from reunite_simulations.edits import Expression
 from reunite_simulations.history import Cells, Key, Verb, Write
 
 # One statement writes up to so many rows, and deletes fewer, or tables would be empty.
 ROWS_AT_ONCE: Final = 12
 DELETED_AT_ONCE: Final = 4
+# So many of a table's rows are edited by everybody.
+HOT_ROWS: Final = 3
 # A large transaction has one or the other: rows, or rows of a size. Both are more than one frame or
 # page, and some are more than a relay sends live. Most are near the least, as worlds have to stay
 # fast; a database beyond some rows gets none.
@@ -45,6 +49,7 @@ class Mix:
     delete: float = 1.5
     replace: float = 1.0
     upsert: float = 1.0
+    merge: float = 6.0
     move_key: float = 0.3
     write_back: float = 1.0
     update_many: float = 0.7
@@ -102,6 +107,7 @@ class RandomWrites:
             self._delete: mix.delete,
             self._replace: mix.replace,
             self._upsert: mix.upsert,
+            self._merge: mix.merge,
             self._move_key: mix.move_key,
             self._write_back: mix.write_back,
             self._update_many: mix.update_many,
@@ -200,13 +206,13 @@ class RandomWrites:
         cells = dict(before) | rows.by_name(table, key)
         name = quoted(column.name)
         keys = ", ".join(quoted(each.name) for each in table.key)
-        cells[column.name] = self._draw.value(column)
-        rows.run(
-            conn,
-            f"INSERT INTO {quoted(table.name)}",
-            cells,
-            f" ON CONFLICT ({keys}) DO UPDATE SET {name} = excluded.{name}",
-        )
+        to = Expression(f"excluded.{name}")
+        if merges(column):
+            to = self._draw.edit(conn, table, column, before[column.name])
+        else:
+            cells[column.name] = self._draw.value(column)
+        behind = f" ON CONFLICT ({keys}) DO UPDATE SET {name} = {to.sql}"
+        rows.run(conn, f"INSERT INTO {quoted(table.name)}", cells, behind, to.given)
         return self._noted(conn, table, key, Verb.UPDATE, before)
 
     def _update(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
@@ -217,17 +223,39 @@ class RandomWrites:
         assert before is not None
         many = self.chance.randint(1, min(3, len(table.cells)))
         columns = self.chance.sample(list(table.cells), many)
-        rows.update(conn, table, key, {c.name: self._draw.cell(conn, table, c) for c in columns})
+        cells = {c.name: self._draw.edit(conn, table, c, before[c.name]) for c in columns}
+        rows.change(conn, table, key, cells)
         return self._noted(conn, table, key, Verb.UPDATE, before)
 
+    def _merge(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
+        """A few edits of a row that everybody edits, where columns merge; else an update."""
+        merging = [each for each in self.tables if any(map(merges, each.cells))]
+        if not merging:
+            return self._update(conn, table)
+        table = self.chance.choice(merging)
+        key = self._draw.key(conn, table, HOT_ROWS)
+        columns = [column for column in table.cells if merges(column)]
+        done: list[Write] = []
+        for column in self.chance.sample(columns, min(len(columns), self.chance.randint(1, 3))):
+            before = rows.read(conn, table, key) if key is not None else None
+            if key is None or before is None:
+                break
+            to = self._draw.edit(conn, table, column, before[column.name])
+            rows.change(conn, table, key, {column.name: to})
+            done += self._noted(conn, table, key, Verb.UPDATE, before)
+        return done
+
     def _write_back(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
-        """All columns as they are, as an object mapper saves a row: no edit."""
+        """All columns as they mean, as an object mapper saves a row: no edit."""
         key = self._draw.key(conn, table)
         before = rows.read(conn, table, key) if key is not None else None
         if key is None or not before:
             return []
-        rows.update(conn, table, key, dict(before))
-        return []
+        cells = dict(before)
+        for column in filter(merges, table.cells):
+            cells[column.name] = edits.respelt(column, cells[column.name], self.chance)
+        rows.update(conn, table, key, cells)
+        return self._noted(conn, table, key, Verb.UPDATE, before)
 
     def _update_many(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         """One statement, and a value for each row that occurs once."""
@@ -243,7 +271,9 @@ class RandomWrites:
         key = quoted(table.key[0].name)
         spoken = table.key[0].type in ("integer", "text", "uuid")
         sets: Sequence[Value]
-        if not values.occurs_once(column):
+        if merges(column):
+            value, sets = edits.edit_of_all(column, self._draw.next, self.chance)
+        elif not values.occurs_once(column):
             value, sets = "?", [self._draw.value(column)]
         elif values.takes_any_text(column) and len(table.key) == 1 and spoken:
             value, sets = f"? || {key}", [f"v{self._draw.next()}."]

@@ -264,6 +264,10 @@ class World:
         """Start an app: it opens its file, and tracks the tables that it has."""
         client.start()
         self.note("started", client.name)
+        if client.goes_back:
+            client.goes_back = False
+            if observe.standing(client.app).queued:
+                self.history.repeat(client.name)
         if self.has_table(client, APPEND_TABLE):
             try:
                 client.track([table.name for table in self._tables])
@@ -307,6 +311,7 @@ class World:
         )
         copy_files(client.path, copy.path)
         copy.clock = Clock(self.now, client.clock.offset_ms, client.clock.drift)
+        copy.goes_back = True
         if client.name in self.history.wrong_clocks:
             self.history.wrong_clocks.add(copy.name)
         self.clients.append(copy)
@@ -484,7 +489,7 @@ class World:
         self.note("healed")
         self.network.heal()
         for relay in self.relays:
-            relay.heal()
+            await relay.heal()
             await self.start_relay(relay)
         for client in self.clients:
             if client.up:

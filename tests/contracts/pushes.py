@@ -33,7 +33,15 @@ def column(
     name: str, kind: str = "text", default: str | None = None, *, notnull: bool = False
 ) -> Column:
     """A column that is no key; its id is given by the registry."""
-    declared = {"integer": "INTEGER", "text": "TEXT", "real": "REAL", "blob": "BLOB"}
+    declared = {
+        "integer": "INTEGER",
+        "text": "TEXT",
+        "real": "REAL",
+        "blob": "BLOB",
+        "crdt_set": "CRDT_SET_TEXT",
+        "crdt_list": "CRDT_LIST_TEXT",
+        "crdt_json": "CRDT_JSON_TEXT",
+    }
     return Column(name, 900, declared.get(kind, kind), kind, notnull, default)
 
 

@@ -25,7 +25,9 @@ RESTORE = (
 class RestoreContract:
     """Subclass it with fixtures `opener` and `outside`, of the same realm."""
 
-    @pytest.mark.parametrize("seen", ["own commit", "head", "page", "part", "greeting", "begin"])
+    @pytest.mark.parametrize(
+        "seen", ["own commit", "head", "page", "part", "greeting", "begin", "losses"]
+    )
     @pytest.mark.parametrize("overtaken", [False, True])
     def test_a_database_that_went_back_is_noticed_by_every_call_until_it_is_forgotten(
         self, opener: Opener, outside: Outside, seen: str, overtaken: bool
@@ -45,6 +47,10 @@ class RestoreContract:
                         pass
                 case "registry":
                     await store.registry()
+                case "losses":
+                    await store.losses(row(1))
+
+        calls = ("head", "page", "part", "greeting", "begin", "registry", "losses")
 
         async def scenario() -> None:
             async with opener() as store, opener() as other:
@@ -64,12 +70,12 @@ class RestoreContract:
                 if overtaken:
                     for number in (2, 3, 4):
                         await accept(other, A, number - 1, token=b"after..%d" % number)
-                for call in ("head", "page", "part", "greeting", "begin", "registry"):
+                for call in calls:
                     for _ in range(2):
                         with pytest.raises(WentBack):
                             await look(store, call)
                 store.forget()
-                for call in ("head", "page", "part", "greeting", "begin", "registry"):
+                for call in calls:
                     await look(store, call)
                 assert await store.head() == ((4, b"after..4") if overtaken else (1, b"backup.."))
 

@@ -31,12 +31,19 @@ Exact: TypeAlias = tuple[str, object]
 
 @asynccontextmanager
 async def relay_on(
-    postgres_url: str, *, port: int = 0, create_tables: bool = True, limits: Limits = QUICK
+    postgres_url: str,
+    *,
+    port: int = 0,
+    create_tables: bool = True,
+    history: bool = True,
+    limits: Limits = QUICK,
 ) -> AsyncIterator[Relay]:
     """A relay in this process."""
     store = await open_postgres(postgres_url)
     try:
-        relay = await serve(store, port=port, create_tables=create_tables, limits=limits)
+        relay = await serve(
+            store, port=port, create_tables=create_tables, history=history, limits=limits
+        )
         try:
             yield relay
         finally:

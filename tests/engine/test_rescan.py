@@ -7,7 +7,7 @@ import pytest
 from reunite.cells.register import Value, same
 from tests.engine.conftest import MakePeer
 from tests.engine.loopback import Relay
-from tests.engine.peer import Peer
+from tests.engine.peer import START_MS, Peer
 
 TODO = "CREATE TABLE todo (id INTEGER PRIMARY KEY, title TEXT, n INTEGER)"
 
@@ -64,6 +64,42 @@ def test_writes_made_while_the_triggers_were_gone_are_found(peer: Peer) -> None:
     assert peer.document("todo", 3).alive
     assert not peer.document("todo", 2).alive
     assert peer.differences() == []
+
+
+EDIT = "UPDATE todo SET n = 6 WHERE id = 1"
+ADD_COLUMN = "ALTER TABLE todo ADD COLUMN note TEXT"
+DROP_TRIGGER = "DROP TRIGGER _reunite_1_update"
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "at"),
+    [(EDIT, ADD_COLUMN, 1), (ADD_COLUMN, EDIT, 2), (EDIT, DROP_TRIGGER, 1)],
+)
+def test_an_edit_is_of_when_it_was_captured_though_its_table_changed(
+    peer: Peer, first: str, then: str, at: int
+) -> None:
+    peer.write(first, at=1)
+    peer.write(then, at=2)
+    peer.write(at=9)
+    (entry,) = peer.fold()
+    assert entry.recorded_ms == START_MS + at
+
+
+def test_an_edit_that_was_not_captured_is_of_when_it_was_found(peer: Peer) -> None:
+    peer.write(DROP_TRIGGER, EDIT, at=1)
+    peer.write(at=9)
+    (entry,) = peer.fold()
+    assert entry.recorded_ms == START_MS + 9
+
+
+def test_a_captured_row_whose_key_is_null_hides_no_edit_of_another(make_peer: MakePeer) -> None:
+    peer = make_peer("CREATE TABLE word (a TEXT, b TEXT, n INTEGER, PRIMARY KEY (a, b))")
+    peer.track("word")
+    peer.write("INSERT INTO word VALUES ('x', 'y', 1)")
+    peer.fold()
+    peer.write("INSERT INTO word VALUES ('x', NULL, 1)", DROP_TRIGGER)
+    peer.write("UPDATE word SET n = 2 WHERE b = 'y'")
+    assert peer.edits() == [{"n": 2}]
 
 
 def test_a_trigger_that_somebody_dropped_is_put_back(peer: Peer) -> None:

@@ -52,6 +52,33 @@ def test_a_table_is_read_as_it_was_declared(conn: sqlite3.Connection) -> None:
     assert not table.strict
 
 
+def test_columns_that_merge_are_declared_by_the_names_of_their_types(
+    conn: sqlite3.Connection,
+) -> None:
+    conn.execute(
+        "CREATE TABLE post (id INTEGER PRIMARY KEY, likes counter NOT NULL DEFAULT 0,"
+        " body CRDT_TEXT DEFAULT '', tags CRDT_SET_TEXT DEFAULT '[]', steps CRDT_LIST_TEXT,"
+        " meta CRDT_JSON_TEXT DEFAULT '{}')"
+    )
+    columns = read_table(conn, "post").cells
+    assert [(c.declared, c.type, default_value(c)) for c in columns] == [
+        ("counter", "counter", 0),
+        ("CRDT_TEXT", "crdt_text", ""),
+        ("CRDT_SET_TEXT", "crdt_set", "[]"),
+        ("CRDT_LIST_TEXT", "crdt_list", None),
+        ("CRDT_JSON_TEXT", "crdt_json", "{}"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "declared", ["COUNTER", "CRDT_TEXT", "CRDT_SET_TEXT", "CRDT_LIST_TEXT", "CRDT_JSON_TEXT"]
+)
+def test_a_column_that_merges_is_no_part_of_a_key(conn: sqlite3.Connection, declared: str) -> None:
+    conn.execute(f"CREATE TABLE t (a INT, k {declared}, PRIMARY KEY (a, k))")
+    with pytest.raises(TableError, match=f"'k' is {declared}.*cannot merge"):
+        read_table(conn, "t")
+
+
 def test_a_composite_key_is_in_key_order(conn: sqlite3.Connection) -> None:
     conn.execute("CREATE TABLE t (b TEXT, v ANY, a INT, PRIMARY KEY (a, b)) WITHOUT ROWID, STRICT")
     table = read_table(conn, "t")
@@ -147,6 +174,8 @@ def test_a_default_travels_when_it_is_a_literal(
 
 
 def test_values_go_through_a_columns_affinity() -> None:
+    assert through_affinity("COUNTER", ["5", 5.0, 1.5]) == [5, 5, 1.5]
+    assert through_affinity("CRDT_JSON_TEXT", [5, "[1]"]) == ["5", "[1]"]
     assert through_affinity("INTEGER", ["5", "x", 5.0, b"5", None]) == [5, "x", 5, b"5", None]
     assert through_affinity("TEXT", [5, 1.5]) == ["5", "1.5"]
     assert through_affinity("", ["5", 5]) == ["5", 5]

@@ -1,7 +1,9 @@
 """Tables as they travel: back as they were, and refused when a peer means harm."""
 
+import json
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from reunite.ddl import create_statements
 from reunite.errors import FormatError
+from reunite.payload import pack_table, unpack_table
 from reunite.schema import (
     ACTIONS,
     COLUMNS_MAX,
@@ -28,8 +31,20 @@ NAMES = st.one_of(
     st.text(
         st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=15
     ),
+).filter(lambda name: not name.lower().startswith(("_reunite_", "sqlite_")))
+GOLDEN = Path(__file__).parent.parent / "golden" / "merging-columns-1.json"
+DECLARED = st.sampled_from(
+    [
+        "",
+        "INTEGER",
+        "TEXT",
+        "DECIMAL(10, 2)",
+        "DOUBLE PRECISION",
+        "BLOB",
+        "COUNTER",
+        "CRDT_SET_TEXT",
+    ]
 )
-DECLARED = st.sampled_from(["", "INTEGER", "TEXT", "DECIMAL(10, 2)", "DOUBLE PRECISION", "BLOB"])
 DEFAULTS = st.sampled_from([None, "NULL", "1.5", "'it''s'", "x'00'", "CURRENT_TIMESTAMP", "-1e3"])
 
 
@@ -115,6 +130,34 @@ def wire(**parts: Any) -> list[object]:
 
 def title(**parts: Any) -> list[object]:
     return wire(columns=(TODO.columns[0], replace(TODO.columns[1], **parts)))
+
+
+POST = Table(
+    "post",
+    (
+        Column("id", 1, "INTEGER", "integer", key=1),
+        Column("likes", 2, "COUNTER", "counter", True, "0"),
+        Column("body", 3, "CRDT_TEXT", "crdt_text", False, "''"),
+        Column("tags", 4, "CRDT_SET_TEXT", "crdt_set", False, "'[]'"),
+        Column("steps", 5, "crdt_list_text", "crdt_list"),
+        Column("meta", 6, "CRDT_JSON_TEXT", "crdt_json", False, "'{}'"),
+    ),
+    3,
+)
+
+
+def test_a_table_of_columns_that_merge_is_written_and_made_as_ever() -> None:
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert pack_table(POST).hex() == golden["hex"]
+    assert unpack_table(bytes.fromhex(golden["hex"])) == POST
+    assert create_statements(POST) == golden["statements"]
+    conn = sqlite3.connect(":memory:")
+    try:
+        for statement in golden["statements"]:
+            conn.execute(statement)
+        assert read_table(conn, "post") == replace(POST, id=0)
+    finally:
+        conn.close()
 
 
 HOSTILE_TYPES = [
@@ -215,6 +258,10 @@ def test_a_default_that_is_no_literal_is_refused(default: object) -> None:
         title(key=3),
         title(type="DROP"),
         title(type="numeric(1,2,3)"),
+        title(type="_counter"),
+        title(type="crdt-text"),
+        title(type="crdt_text\n"),
+        title(type="c" * 21),
         title(notnull=1),
         title(name=None),
         wire(foreign_keys=(ForeignKey(("nope",), "list", ("name",)),)),

@@ -5,7 +5,16 @@ from decimal import Decimal
 import pytest
 
 from reunite.cells.register import Value
-from reunite.types import decimal_of, fitting_type, key_type, logical_type
+from reunite.types import (
+    MERGING,
+    MERGING_TAKES,
+    decimal_of,
+    fits,
+    fitting_type,
+    key_type,
+    logical_type,
+    plain_type,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +47,15 @@ from reunite.types import decimal_of, fitting_type, key_type, logical_type
         ("UUID", "uuid"),
         ("JSON", "json"),
         ("GEOMETRY", "text"),
+        ("COUNTER", "counter"),
+        ("crdt_text", "crdt_text"),
+        ("CRDT_SET_TEXT", "crdt_set"),
+        ("Crdt_List_Text", "crdt_list"),
+        ("CRDT_JSON_TEXT", "crdt_json"),
+        ("MY COUNTER", "text"),
+        ("COUNTERS", "text"),
+        ("CRDT_SET", "text"),
+        ("CRDT_SET_TEXT_2", "text"),
     ],
 )
 def test_a_declared_type_promises_a_logical_one(declared: str, logical: str) -> None:
@@ -77,6 +95,22 @@ def test_a_declared_type_promises_a_logical_one(declared: str, logical: str) -> 
         ("json", ["{"], "text"),
         ("text", [1, b"x"], "text"),
         ("any", [1, b"x"], "any"),
+        ("counter", [1, None, -5], "counter"),
+        ("counter", [1.5], "text"),
+        ("counter", ["1"], "text"),
+        ("crdt_text", ["", "héllo", None], "crdt_text"),
+        ("crdt_text", [1], "text"),
+        ("crdt_text", [b"x"], "text"),
+        ("crdt_set", ["[]", ' [1, "a", {"b": null}] ', None], "crdt_set"),
+        ("crdt_set", ["{}"], "text"),
+        ("crdt_set", [""], "text"),
+        ("crdt_set", [5], "text"),
+        ("crdt_list", ["[[]]"], "crdt_list"),
+        ("crdt_list", ['"a"'], "text"),
+        ("crdt_list", [b"[]"], "text"),
+        ("crdt_json", ['{"a": [1]}', "1", '""', "null", None], "crdt_json"),
+        ("crdt_json", ["{"], "text"),
+        ("crdt_json", ["a"], "text"),
     ],
 )
 def test_a_type_is_kept_where_all_values_fit(wanted: str, values: list[Value], kept: str) -> None:
@@ -104,3 +138,42 @@ def test_an_untyped_key_has_the_type_of_its_values() -> None:
 )
 def test_a_value_writes_an_exact_number_or_none(value: Value, number: Decimal | None) -> None:
     assert decimal_of(value) == number
+
+
+@pytest.mark.parametrize("kind", ["crdt_set", "crdt_list", "crdt_json"])
+@pytest.mark.parametrize(
+    "element",
+    ["NaN", "Infinity", "-Infinity", "1e400", "01", "'a'", r'"\ud800"', "1" * 5_000],
+    ids=lambda element: element[:10],
+)
+def test_json_that_only_python_reads_does_not_merge(kind: str, element: str) -> None:
+    assert fits(kind, "[1]")
+    assert not fits(kind, f"[{element}]")
+
+
+@pytest.mark.parametrize("kind", ["crdt_set", "crdt_list", "crdt_json"])
+def test_json_of_any_depth_is_a_question_and_no_error(kind: str) -> None:
+    assert fits(kind, "[" * 50 + "]" * 50)
+    assert not fits(kind, "[" * 100_000 + "]" * 100_000)
+
+
+def test_halves_of_a_character_that_make_one_fit() -> None:
+    assert fits("crdt_json", r'"\ud83d\ude80"')
+
+
+@pytest.mark.parametrize("kind", sorted(MERGING))
+def test_null_fits_every_merging_column(kind: str) -> None:
+    assert fits(kind, None)
+    assert MERGING_TAKES[kind]
+
+
+def test_a_merging_columns_values_are_of_a_plain_type() -> None:
+    assert {kind: plain_type(kind) for kind in sorted(MERGING)} == {
+        "counter": "integer",
+        "crdt_json": "json",
+        "crdt_list": "json",
+        "crdt_set": "json",
+        "crdt_text": "text",
+    }
+    assert plain_type("numeric(4,2)") == "numeric"
+    assert plain_type("any") == "any"

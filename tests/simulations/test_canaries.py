@@ -34,10 +34,16 @@ PINS = {
     "reverts-by-merging": Pin("convergence", 2),
     "knows-duplicates-by-number": Pin("durability", 4),
     "fences-nobody": Pin("no lost update", 3, faults="power"),
-    "folds-against-the-document": Pin("no lost update", 9),
+    "folds-against-the-document": Pin("no lost update", 3),
     "shows-page-by-page": Pin("atomic visibility", 2),
     "goes-on-in-a-lost-history": Pin("durability", 6),
     "keeps-no-trace": Pin("constraints hold", 2),
+    "counts-from-the-document": Pin("counters add up", 2),
+    "counts-the-whole-number": Pin("counters add up", 1),
+    "keeps-the-last-set": Pin("sets keep what was added", 2),
+    "types-the-whole-text": Pin("texts keep what was typed", 2),
+    "writes-objects-whole": Pin("lists and JSON merge by their parts", 2),
+    "writes-lists-whole": Pin("lists and JSON merge by their parts", 2),
     "refuses-large-documents": Pin("table == document", 2),
 }
 

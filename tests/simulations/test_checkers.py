@@ -90,6 +90,20 @@ def test_nobody_can_say_what_a_wrong_clock_dated() -> None:
     assert said(world) == ""
 
 
+@pytest.mark.parametrize("looked", [False, True])
+def test_what_other_programs_did_to_a_row_until_the_engine_looked_is_of_the_last_time(
+    looked: bool,
+) -> None:
+    world = told(title="t1", note="n1")
+    world.wrote("client1", {"title": "t1"}, {}, at=1).own = False
+    if looked:
+        world.begun("client1", at=1 + SOON)
+    world.wrote("client2", {"title": "t2"}, {}, at=1 + LATER)
+    assert "'t1' is older than 't2' of client2" in said(world)
+    world.wrote("client1", {"note": "n1"}, {"title": "t1"}, at=1 + 2 * LATER).own = False
+    assert bool(said(world)) is looked
+
+
 def test_a_value_that_nobody_wrote_is_told() -> None:
     world = told(title="who?")
     world.wrote("client1", {"title": "t1"}, {}, at=1)

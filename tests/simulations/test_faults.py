@@ -2,16 +2,19 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from reunite_simulations import faults
 from reunite_simulations.chance import EventChance
-from reunite_simulations.history import Outcome
+from reunite_simulations.history import Outcome, Transaction
 from reunite_simulations.loop import run
 from reunite_simulations.network import Network, Weather
 from reunite_simulations.seeds import own_schema, run_seed
+from reunite_simulations.transactions import transact
+from reunite_simulations.workload import Mix
 from reunite_simulations.world import Report, Settings, World
 
 
@@ -85,6 +88,32 @@ def test_only_the_edits_after_a_clock_stepped_are_mistimed() -> None:
         assert made.mistimed == (made.at > stepped.get(made.client, made.at))
 
 
+def test_what_other_programs_write_into_a_rebuilt_table_is_mistimed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        world = World(settings(1), tmp_path)
+        world._prepare()
+        client = world.clients[0]
+        world._start(client)
+        tables = [table for table in world.own_tables(client) if table.name == "list"]
+
+        def wrote(number: int, mix: Mix) -> Transaction:
+            chance = EventChance(1, client.name, number)
+            made = transact(client, chance, mix, tables, world.history)
+            assert made.writes
+            return made
+
+        others = Mix(strangers=1.0, appends=0.0, large=0.0)
+        assert not wrote(1, others).mistimed
+        faults._rebuild(client.app, tables[0])
+        assert wrote(2, others).mistimed
+        # The engine looks first.
+        assert not wrote(3, replace(others, strangers=0.0)).mistimed
+        assert not wrote(4, others).mistimed
+        world._end()
+
+    run(scenario())
+
+
 def test_a_relay_that_dies_at_a_statement_commits_nothing_more(tmp_path: Path) -> None:
     async def scenario() -> None:
         world = World(settings(1), tmp_path)
@@ -104,6 +133,47 @@ def test_a_relay_that_dies_at_a_statement_commits_nothing_more(tmp_path: Path) -
         await asyncio.sleep(0)
         assert not relay.up
         assert world.store.execute("SELECT seq FROM _reunite_head").fetchone() == (0,)
+        world._end()
+
+    run(scenario())
+
+
+def test_nobody_dies_of_being_healed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        world = World(settings(1), tmp_path)
+        world._prepare()
+        relay, client = world.relays[0], world.clients[0]
+        await relay.start()
+        client.start()
+        died = relay.crash_at(1)
+        client.crash_at(1)
+        await relay.heal()
+        client.heal()
+        await asyncio.sleep(0)
+        assert not died.is_set()
+        assert relay.up
+        client.alive(client.app.execute, "SELECT 1")
+        world._end()
+
+    run(scenario())
+
+
+def test_a_relay_that_dies_as_the_world_heals_comes_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        world = World(settings(1), tmp_path)
+        world._prepare()
+        world.clients, world.relays = [], world.relays[:1]
+        (relay,) = world.relays
+        await relay.start()
+        store = relay._store
+        assert store is not None
+        died = relay.crash_at(1)
+        store._connection.execute("SELECT 1")
+        assert died.is_set()
+        await world._heal()
+        await asyncio.sleep(0)
+        assert relay.up
+        assert relay._store is not store
         world._end()
 
     run(scenario())

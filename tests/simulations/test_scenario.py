@@ -167,7 +167,7 @@ def takes_nothing() -> None:
         ([Mix()], "is no transaction"),
         (Mix(rows_max=0), "Mix.rows_max is 0"),
         (Mix(insert=-1), "Mix.insert is -1"),
-        (Mix(*[0] * 11), "all weights"),
+        (Mix(*[0] * 12), "all weights"),
         (Mix(appends=2), "Mix.appends is 2"),
     ],
 )

@@ -1,5 +1,6 @@
 """The command line as a shell meets it: output, exit codes, signals, and what it must not touch."""
 
+import asyncio
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from reunite_transport import cli
+from reunite_transport.relay.postgres_query import fetch_rows
 from reunite_transport.relay.run import default_data, without_password
 from tests.transport.commands import (
     NO_RELAY,
@@ -352,6 +354,22 @@ def test_tables_are_made_on_a_given_postgres_only_when_asked(
         announced = json.loads(process.stdout.readline())
         assert announced == {"url": announced["url"], "postgres": postgres_url, "data": None}
         failed(reunite("sync", music, announced["url"], "--once"), 1, "artist")
+
+
+@pytest.mark.parametrize(("options", "kept"), [((), 1), (("--no-history",), 0)])
+def test_what_is_overwritten_is_kept_unless_the_relay_is_told_not_to(
+    reunite: Command, music: Path, postgres_url: str, options: tuple[str, ...], kept: int
+) -> None:
+    reunite("track", music, "artist")
+    options = ("--postgres", postgres_url, "--create-tables", "--port", "0", "--json", *options)
+    with started("relay", *options) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        reunite("sync", music, url, "--once")
+        query(music, "UPDATE artist SET name = 'M. Holt' WHERE id = 1")
+        assert reunite("sync", music, url, "--once").returncode == 0
+    rows = asyncio.run(fetch_rows(postgres_url, "SELECT seq FROM _reunite_history"))
+    assert len(rows) == kept
 
 
 def test_a_postgres_that_does_not_answer_is_an_error(reunite: Command) -> None:

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from reunite.clock import NEVER
+from reunite.document import Document
+from reunite.document import encode as encode_document
 from reunite.outbox import everything
+from reunite.overwritten import Loss
 from reunite.schema import Table
-from reunite_transport.client_session import ClientSession, Ended, Live
+from reunite_transport.client_session import ClientSession, Ended, HistoryTold, Live
 from reunite_transport.codec import decode, encode
 from reunite_transport.messages import (
     ClientMessage,
@@ -18,6 +22,8 @@ from reunite_transport.messages import (
     Page,
     Pull,
     Push,
+    Recall,
+    Recalled,
     Registry,
     Rejected,
     RelayMessage,
@@ -205,3 +211,29 @@ def test_what_is_known_of_a_clock_stands_while_waiting_explains_the_rest(
         welcome = replace(WELCOME, sent_ms=START_MS, now_ms=START_MS + ahead_ms)
         played.session.receive(encode(welcome), START_MS + waits_ms)
     assert peer.replica.offset_ms() == offset_ms
+
+
+def test_only_a_relay_that_keeps_history_is_asked_for_it(peer: Peer) -> None:
+    played = Played(peer)
+    assert not played.session.keeps_history
+    played.say(WELCOME)
+    assert not played.session.keeps_history
+    played = Played(peer)
+    played.say(replace(WELCOME, capabilities=("other", "history")))
+    assert played.session.keeps_history
+    assert played.session.recall(3, b"key") == 1
+    assert played.session.recall(3, b"yek") == 2
+    assert played.heard() == [Recall(1, 3, b"key"), Recall(2, 3, b"yek")]
+    losses = (Loss(encode_document(Document(NEVER, NEVER, NEVER, {})), bytes(16)),)
+    assert played.say(Recalled(2, losses)) == []
+    assert HistoryTold(2, losses) in played.session.events()
+    assert not played.has_ended()
+
+
+def test_a_past_that_is_no_document_ends_the_session(peer: Peer) -> None:
+    played = Played(peer)
+    played.say(replace(WELCOME, capabilities=("history",)))
+    played.say(Recalled(1, (Loss(b"none", bytes(16)),)))
+    (ended,) = (event for event in played.session.events() if isinstance(event, Ended))
+    assert ended.error.code == "malformed"
+    assert not played.session.keeps_history

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from reunite.overwritten import Loss
 from reunite.schema import Column, Table
 from reunite_transport import relay_session
 from reunite_transport.codec import decode, encode
@@ -21,6 +22,8 @@ from reunite_transport.messages import (
     Pull,
     Push,
     Reached,
+    Recall,
+    Recalled,
     Registry,
     Rejected,
     RelayMessage,
@@ -39,6 +42,7 @@ from reunite_transport.relay_session import (
     Greeted,
     PullRequested,
     PushReady,
+    RecallRequested,
     RelaySession,
 )
 
@@ -149,7 +153,7 @@ def test_garbage_ends_the_connection_with_a_word_why() -> None:
 
 def test_an_unknown_optional_message_is_skipped() -> None:
     session = greeted()
-    session.receive(b"\0\x92\x40\x01")
+    session.receive(b"\0\x92\x41\x01")
     assert session.events() == []
     assert not session.closed
 
@@ -165,6 +169,36 @@ def test_questions_become_events_and_answers_frames() -> None:
     session.registry((TABLE,))
     session.reached(5, 11)
     assert hear(session) == [Registry((TABLE,)), Reached(5, 11)]
+
+
+def test_a_relay_with_history_says_so_and_answers_what_was_overwritten() -> None:
+    session = RelaySession(0.0, history=True)
+    say(session, HELLO)
+    session.welcome(Greeting(1, Verdict.CONTINUE, (), 10, 999, 0), realm=REALM, registry=())
+    (answer,) = hear(session)
+    assert isinstance(answer, Welcome)
+    assert answer.capabilities == ("history",)
+    assert say(session, Recall(5, 1, b"k")) == [RecallRequested(5, 1, b"k")]
+    losses = (Loss(b"document", bytes(16)), Loss(b"older", bytes(16)))
+    session.recalled(5, losses)
+    assert hear(session) == [Recalled(5, losses)]
+
+
+def test_what_no_frame_holds_of_the_past_is_left_out_oldest_first() -> None:
+    session = RelaySession(0.0, history=True)
+    say(session, HELLO)
+    session.welcome(Greeting(1, Verdict.CONTINUE, (), 10, 999, 0), realm=REALM, registry=())
+    hear(session)
+    large = tuple(Loss(bytes((number,)) * (8 << 20), bytes(16)) for number in range(4))
+    session.recalled(1, large)
+    assert hear(session) == [Recalled(1, large[:2])]
+
+
+def test_a_relay_without_history_skips_questions_about_it() -> None:
+    session = greeted()
+    assert say(session, Recall(5, 1, b"k")) == []
+    assert not session.closed
+    assert refused(RelaySession(0.0, history=True), Recall(5, 1, b"k")) == "unexpected"
 
 
 def test_copies_of_a_pull_are_not_answered() -> None:

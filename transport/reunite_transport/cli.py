@@ -68,6 +68,7 @@ RESTORE_HELP: Final = (
     "When the database was restored from a backup: take back what files know of later commits, or"
     " not (they keep it in reunite_rejected)."
 )
+HISTORY_HELP: Final = "Whether to keep values that merges overwrite, the newest of each row."
 URL_HELP: Final = "The relay's address, such as ws://127.0.0.1:8800."
 ONCE_HELP: Final = "Stop when all is sent and received."
 ADOPT_HELP: Final = (
@@ -179,6 +180,7 @@ def relay(
         typer.Option("--create-tables/--no-create-tables", help=CREATE_HELP, show_default=False),
     ] = None,
     after_restore: Annotated[AfterRestore, typer.Option(help=RESTORE_HELP)] = AfterRestore.REFILL,
+    history: Annotated[bool, typer.Option("--history/--no-history", help=HISTORY_HELP)] = True,
     insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE_HELP)] = False,
     as_json: Json = False,
 ) -> None:
@@ -210,6 +212,7 @@ def relay(
             port=port,
             create_tables=create_tables,
             refill=after_restore is AfterRestore.REFILL,
+            history=history,
             insecure=insecure,
         ) as running:
             shown = {"url": running.url, "postgres": run.without_password(running.postgres)}

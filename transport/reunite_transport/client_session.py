@@ -13,7 +13,9 @@ from typing import Final, TypeAlias
 
 from reunite.adopt import Choice
 from reunite.clock import OFFSET_MS_MIN
+from reunite.document import decode as decode_document
 from reunite.errors import FormatError, ProtocolError, SyncError, TableError
+from reunite.overwritten import Loss
 from reunite.payload import StatedRows, Statement
 from reunite.replica import Outgoing, OutgoingRows, Replica
 from reunite.schema import Table
@@ -21,6 +23,7 @@ from reunite_transport import codec
 from reunite_transport.messages import (
     FRAME_BYTES_GOAL,
     FRAME_ROWS_MAX,
+    HISTORY,
     VERSION,
     Barrier,
     Behind,
@@ -35,6 +38,8 @@ from reunite_transport.messages import (
     Pull,
     Push,
     Reached,
+    Recall,
+    Recalled,
     Registry,
     Rejected,
     Resume,
@@ -115,6 +120,15 @@ class BarrierReached:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryTold:
+    """What the relay knows that merges overwrote of a row, the newest first; `id` is of the
+    question."""
+
+    id: int
+    losses: tuple[Loss, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The session is over. `fatal` when connecting again would end the same way."""
 
@@ -131,6 +145,7 @@ Event: TypeAlias = (
     | Acknowledged
     | GaveUp
     | BarrierReached
+    | HistoryTold
     | Ended
 )
 
@@ -155,6 +170,8 @@ class ClientSession:
         # what is taken.
         self._window = WINDOW_CHANGESETS
         self._barriers = 0
+        self._recalls = 0
+        self._keeps_history = False
         self._now_ms = now_ms
         self._began_ms = now_ms
         self._greeted_ms = now_ms - 1
@@ -215,6 +232,13 @@ class ClientSession:
         self._send(Barrier(self._barriers))
         return self._barriers
 
+    def recall(self, table: int, key: bytes) -> int:
+        """Ask what merges overwrote of a row, by the registry's id and its packed key; answered by
+        HistoryTold with this id. Only where `keeps_history`."""
+        self._recalls += 1
+        self._send(Recall(self._recalls, table, key))
+        return self._recalls
+
     def queued(self) -> int:
         """How many changesets the relay has not resolved."""
         return self._replica.queued()
@@ -223,6 +247,11 @@ class ClientSession:
     def live(self) -> bool:
         """True when commits come as they happen."""
         return self._live and not self._ended
+
+    @property
+    def keeps_history(self) -> bool:
+        """True when the relay can be asked what merges overwrote."""
+        return self._keeps_history and not self._ended
 
     # Messages.
 
@@ -253,6 +282,10 @@ class ClientSession:
             self._on_rejected(message)
         elif isinstance(message, Reached):
             self._events.append(BarrierReached(message.id, message.seq))
+        elif isinstance(message, Recalled):
+            for loss in message.losses:
+                decode_document(loss.document)
+            self._events.append(HistoryTold(message.id, message.losses))
 
     def _greet(self) -> None:
         mine = self._replica.greeting()
@@ -296,6 +329,7 @@ class ClientSession:
             return
         self._sent = self._replica.acknowledged()
         self._welcomed = True
+        self._keeps_history = HISTORY in message.capabilities
         self._events.append(Welcomed(message.rows))
         self._on_registry(message.tables)
 

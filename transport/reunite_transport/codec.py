@@ -37,6 +37,8 @@ from reunite_transport.messages import (
     Pull,
     Push,
     Reached,
+    Recall,
+    Recalled,
     Registry,
     Rejected,
     RelayMessage,
@@ -258,6 +260,7 @@ _FROM_CLIENT: Final[dict[int, _Decoder]] = {
     5: (2, lambda reader: Pull(reader.seq(), reader.within())),
     6: (1, lambda reader: Barrier(reader.integer("id", 0, INTEGER_MAX))),
     24: (2, _read_error),
+    64: (3, lambda reader: Recall(reader.integer("id", 0, INTEGER_MAX), *reader.row_name())),
 }
 _FROM_RELAY: Final[dict[int, _Decoder]] = {
     16: (10, _read_welcome),
@@ -269,6 +272,7 @@ _FROM_RELAY: Final[dict[int, _Decoder]] = {
     22: (5, _read_rejected),
     23: (2, lambda reader: Reached(reader.integer("id", 0, INTEGER_MAX), reader.seq())),
     24: (2, _read_error),
+    96: (2, lambda reader: Recalled(reader.integer("id", 0, INTEGER_MAX), reader.losses())),
 }
 _DECODERS: Final[dict[Side, dict[int, _Decoder]]] = {"relay": _FROM_CLIENT, "client": _FROM_RELAY}
 
@@ -319,4 +323,6 @@ _ENCODERS: Final[dict[type, _Encoder]] = {
     Rejected: (22, lambda m: (m.number, m.nonce, m.reason, m.message, m.rows)),
     Reached: (23, lambda m: (m.id, m.seq)),
     Error: (24, lambda m: (m.code, m.message)),
+    Recall: (64, lambda m: (m.id, m.table, m.key)),
+    Recalled: (96, lambda m: (m.id, m.losses)),
 }

@@ -21,6 +21,8 @@ A connection goes through these steps:
     Resume             ->                    the client, having reverted, goes on with that number
     Barrier            ->
                        <-  Reached           everything committed before is at or below this seq
+    Recall             ->                    if the Welcome has the capability `history`
+                       <-  Recalled          what merges overwrote of one row
 
 | type | message | fields |
 |---|---|---|
@@ -41,9 +43,13 @@ A connection goes through these steps:
 | 22 | Rejected | number, nonce, reason, message, rows |
 | 23 | Reached  | id, seq |
 | 24 | Error    | code, message |
+| 64 | Recall   | id, table, key |
+| 96 | Recalled | id, losses |
 
-Types 64 to 127 are optional: a side that does not know one skips it. Any other unknown type, and a
-known one with more or fewer fields, is an error, so later versions add messages, not fields.
+Types 64 to 127 are optional, 64 to 95 a client's and 96 to 127 a relay's: a side that does not know
+one skips it. Any other unknown type, and a known one with more or fewer fields, is an error, so
+later versions add messages, not fields. A capability in Hello or Welcome says that a side
+understands optional messages: `history` is a relay's that answers Recall.
 
 A section is the rows of one table, in columns: `[table, keys, documents]`, and in a Push
 `[table, keys, documents, kinds, derived]`. `table` is the registry's id, a key is the msgpack
@@ -52,6 +58,10 @@ both pass through untouched. `kinds` says for each row PARTIAL (a delta), WHOLE 
 document), ADOPTED (a complete document that came with a table), or OFFERED (what the relay had
 before it was restored, with the stamps that it had); `derived` lists `[index, table, key]` for rows
 that a foreign key action changed because that parent was deleted.
+
+A loss is `[document, replaced]`: of one edit, the cells that gave way, as a document with the
+stamps that they had, and the stamp of what took their place. Losses come newest first, and a relay
+keeps only the newest of each row.
 
 Reasons of Rejected: `constraint`, `forbidden`, `clock-ahead`, `need-whole`, `key-taken`,
 `expired`, `depends-on`, `too-large`, `invalid`.
@@ -64,6 +74,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Final, TypeAlias
 
+from reunite.overwritten import Loss
 from reunite.schema import Table
 
 VERSION: Final = 1
@@ -87,6 +98,11 @@ CAPABILITIES_MAX: Final = 64
 MESSAGE_CHARS_MAX: Final = 2_000
 # A refusal names this many rows at most; what else it concerns shows at the next try.
 NAMED_ROWS_MAX: Final = 1_000
+# A Recalled has at most this many losses; relays keep far fewer of a row.
+LOSSES_MAX: Final = 1_000
+
+# The capability of a relay that keeps what merges overwrote, and tells it.
+HISTORY: Final = "history"
 
 
 class EntryKind(IntEnum):
@@ -187,6 +203,15 @@ class Barrier:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Ask what merges overwrote of a row."""
+
+    id: int
+    table: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """The relay's answer to Hello. `now_ms` is its clock and `sent_ms` the Hello's, for measuring
     the offset. `known` pairs (number, seq) name the client's pending changesets that are in. `rows`
@@ -271,6 +296,14 @@ class Reached:
 
 
 @dataclass(frozen=True, slots=True)
+class Recalled:
+    """The answer to a Recall."""
+
+    id: int
+    losses: tuple[Loss, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     """Why the sender ends this connection."""
 
@@ -278,8 +311,8 @@ class Error:
     message: str
 
 
-ClientMessage: TypeAlias = Hello | Describe | Push | Resume | Pull | Barrier | Error
+ClientMessage: TypeAlias = Hello | Describe | Push | Resume | Pull | Barrier | Recall | Error
 RelayMessage: TypeAlias = (
-    Welcome | Registry | Page | Commit | Known | Behind | Rejected | Reached | Error
+    Welcome | Registry | Page | Commit | Known | Behind | Rejected | Reached | Recalled | Error
 )
 Message: TypeAlias = ClientMessage | RelayMessage

@@ -14,12 +14,15 @@ from typing import Final, TypeVar
 
 import msgpack
 
+from reunite.clock import STAMP_BYTES
 from reunite.document import COLUMN_ID_MAX, DOCUMENT_BYTES_MAX
 from reunite.errors import ProtocolError
 from reunite.keys import KEY_BYTES_MAX
+from reunite.overwritten import Loss
 from reunite.schema import COLUMNS_MAX, KEY_COLUMNS_MAX, TABLES_MAX, Table, from_wire
 from reunite_transport.messages import (
     FRAME_ROWS_MAX,
+    LOSSES_MAX,
     NAMED_ROWS_MAX,
     NONCE_BYTES,
     NONCES_MAX,
@@ -204,18 +207,27 @@ class Reader:
     def _derived(self, rows: int) -> tuple[int, int, bytes]:
         self.exactly("a derived row", 3)
         index = self.integer("a derived row", 0, rows - 1)
-        return index, *self._row_name()
+        return index, *self.row_name()
 
     def named_rows(self) -> tuple[tuple[int, bytes], ...]:
         def row() -> tuple[int, bytes]:
             self.exactly("a row", 2)
-            return self._row_name()
+            return self.row_name()
 
         return self.many("rows", NAMED_ROWS_MAX, row)
 
-    def _row_name(self) -> tuple[int, bytes]:
+    def row_name(self) -> tuple[int, bytes]:
+        """A table's id and a key."""
         table = self.integer("a row's table", 1, COLUMN_ID_MAX)
         return table, self._blobs("a row's key", 1, _KEY_BYTES_MAX)[0]
+
+    def losses(self) -> tuple[Loss, ...]:
+        return self.many("losses", LOSSES_MAX, self._loss)
+
+    def _loss(self) -> Loss:
+        self.exactly("a loss", 2)
+        document = self._blobs("a document", 1, DOCUMENT_BYTES_MAX)[0]
+        return Loss(document, self.binary("a stamp", STAMP_BYTES))
 
     # Schema
 

@@ -14,6 +14,7 @@ A driver feeds it and does what its events ask for:
 | PushReady        | later, from the commit that decided: `own_commit`, `known`, `rejected` |
 | PullRequested    | `page`, and then whatever the hub has after it by `commit` |
 | BarrierRequested | `reached` |
+| RecallRequested  | `recalled`, or nothing |
 | Closed           | nothing: send what `data_to_send` still has and close the socket |
 
 It asks for one Hello first, and after every Hello starts anew: a client whose history forked says
@@ -33,11 +34,14 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from reunite.errors import ProtocolError
+from reunite.overwritten import Loss
 from reunite.schema import Table
 from reunite_transport.codec import decode, encode
 from reunite_transport.messages import (
     CHANGESET_BYTES_MAX,
     CHANGESET_ROWS_MAX,
+    FRAME_BYTES_MAX,
+    HISTORY,
     MESSAGE_CHARS_MAX,
     NAMED_ROWS_MAX,
     VERSION,
@@ -53,6 +57,8 @@ from reunite_transport.messages import (
     Pull,
     Push,
     Reached,
+    Recall,
+    Recalled,
     Registry,
     Rejected,
     Resume,
@@ -121,6 +127,15 @@ class BarrierRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallRequested:
+    """The client asks what merges overwrote of a row."""
+
+    id: int
+    table: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The connection is over; `code` is the protocol's word, `message` says why."""
 
@@ -128,7 +143,9 @@ class Closed:
     message: str
 
 
-Event: TypeAlias = Greeted | Described | PushReady | PullRequested | BarrierRequested | Closed
+Event: TypeAlias = (
+    Greeted | Described | PushReady | PullRequested | BarrierRequested | RecallRequested | Closed
+)
 
 
 @dataclass(slots=True)
@@ -150,8 +167,12 @@ class RelaySession:
     live_at: int | None
     """The seq that the client has, or will have once all is sent; None while it is not live."""
 
-    def __init__(self, now: float, *, hello_seconds: float = HELLO_SECONDS_MAX) -> None:
-        """Start waiting for a Hello, which must come within `hello_seconds` of `now`."""
+    def __init__(
+        self, now: float, *, hello_seconds: float = HELLO_SECONDS_MAX, history: bool = False
+    ) -> None:
+        """Start waiting for a Hello, which must come within `hello_seconds` of `now`. With
+        `history` the relay answers Recall; else it skips it, as one that does not know it."""
+        self._capabilities = (HISTORY,) if history else ()
         self.closed = False
         self.unsent_bytes = 0
         self.unanswered_bytes = 0
@@ -219,7 +240,7 @@ class RelaySession:
         self._send(
             Welcome(
                 version=VERSION,
-                capabilities=(),
+                capabilities=self._capabilities,
                 realm=realm,
                 now_ms=greeting.now_ms,
                 sent_ms=self._hello.sent_ms,
@@ -312,6 +333,18 @@ class RelaySession:
         if self._open:
             self._send(Reached(barrier_id, seq))
 
+    def recalled(self, recall_id: int, losses: Sequence[Loss]) -> None:
+        """Answer a Recall with a row's losses, the newest first, as far as a frame holds them."""
+        room = FRAME_BYTES_MAX - FRAME_OVERHEAD
+        told = []
+        for loss in losses:
+            room -= len(loss.document) + FRAME_OVERHEAD
+            if room < 0:
+                break
+            told.append(loss)
+        if self._open:
+            self._send(Recalled(recall_id, tuple(told)))
+
     def error(self, code: str, message: str) -> None:
         """End the connection and say why."""
         if self.closed:
@@ -355,6 +388,9 @@ class RelaySession:
                 self._events.append(Described(tables))
             case Barrier(barrier_id):
                 self._events.append(BarrierRequested(barrier_id))
+            case Recall(recall_id, table, key):
+                if self._capabilities:
+                    self._events.append(RecallRequested(recall_id, table, key))
 
     def _take_push(self, push: Push) -> None:
         if self._resume_at is not None or self._too_large is not None:

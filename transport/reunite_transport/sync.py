@@ -10,7 +10,7 @@ WebSocket. The session works on the engine's thread, so the event loop never wai
 import asyncio
 import random
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,9 @@ from types import TracebackType
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from reunite.adopt import Choice
+from reunite.database import HistorySource
 from reunite.errors import CatchUpTimeout, SyncError, UsageError
+from reunite.overwritten import Loss
 from reunite.replica import Replica
 from reunite_transport.client_session import (
     BarrierReached,
@@ -26,6 +28,7 @@ from reunite_transport.client_session import (
     Ended,
     Event,
     GaveUp,
+    HistoryTold,
     Live,
     Received,
     TablesChanged,
@@ -40,6 +43,8 @@ POLL_SECONDS: Final = 0.02
 # that a restarted relay is not met by everyone at once.
 BACK_OFF_SECONDS: Final = (0.1, 15.0)
 FENCED_SECONDS: Final = 5.0
+# How long a question about the past waits for a relay: a user looks at the answer.
+HISTORY_SECONDS_MAX: Final = 5.0
 # Frames that are waiting are handled in one go on the engine's thread.
 FRAMES_AT_ONCE: Final = 64
 
@@ -93,6 +98,7 @@ class SyncedDatabase(Protocol):
     def clock(self) -> Callable[[], int]: ...
     async def on_engine(self, function: Callable[..., T], *args: object) -> T: ...
     def on_change(self, listener: Callable[[], None]) -> Callable[[], None]: ...
+    def add_history_source(self, source: HistorySource) -> Callable[[], None]: ...
 
 
 Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[Socket]]
@@ -135,6 +141,7 @@ class Sync:
         self._wake = asyncio.Event()
         self._session: ClientSession | None = None
         self._reached: dict[int, int] = {}
+        self._recalls: dict[int, asyncio.Future[Sequence[Loss]]] = {}
         self._task: asyncio.Task[None] | None = None
         # Why sync stopped for good; a person has to act.
         self._fatal: SyncError | None = None
@@ -214,8 +221,32 @@ class Sync:
                     return
             await self._changed.wait()
 
+    async def _history(self, table: int, key: bytes) -> Sequence[Loss]:
+        """What the relay knows of a row's past; nothing where there is none to ask. Raises
+        SyncError when it does not answer."""
+        session = self._session
+        if session is None or not session.keeps_history:
+            return ()
+        number = await self._db.on_engine(session.recall, table, key)
+        if session is not self._session:
+            raise SyncError("the connection to the relay was lost", "offline")
+        answer: asyncio.Future[Sequence[Loss]] = asyncio.get_running_loop().create_future()
+        self._recalls[number] = answer
+        self._wake.set()
+        try:
+            async with asyncio.timeout(HISTORY_SECONDS_MAX):
+                return await answer
+        except TimeoutError:
+            raise SyncError(
+                f"the relay did not say within {HISTORY_SECONDS_MAX:g} s what was overwritten",
+                "offline",
+            ) from None
+        finally:
+            self._recalls.pop(number, None)
+
     async def _run(self) -> None:
         stop_listening = self._db.on_change(self._wake.set)
+        stop_telling = self._db.add_history_source(self._history)
         wait, wait_max = BACK_OFF_SECONDS
         try:
             while True:
@@ -253,6 +284,7 @@ class Sync:
         finally:
             self._session = None
             stop_listening()
+            stop_telling()
             if self._status.state != "stopped":
                 self._set(state="offline", retry_in=None)
             self._changed.set()
@@ -272,8 +304,16 @@ class Sync:
                 await self._pump(session, socket, frames, reader)
             finally:
                 self._session = None
+                self._lose_recalls()
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
+
+    def _lose_recalls(self) -> None:
+        """Tell who waits for an answer that the connection is gone."""
+        for answer in self._recalls.values():
+            if not answer.done():
+                answer.set_exception(SyncError("the connection to the relay was lost", "offline"))
+        self._recalls.clear()
 
     async def _read(self, socket: Socket, frames: "asyncio.Queue[bytes]") -> None:
         try:
@@ -341,6 +381,10 @@ class Sync:
             self._set(left_alone=event.left_alone)
         elif isinstance(event, BarrierReached):
             self._reached[event.id] = event.seq
+        elif isinstance(event, HistoryTold):
+            answer = self._recalls.get(event.id)
+            if answer is not None and not answer.done():
+                answer.set_result(event.losses)
         elif isinstance(event, GaveUp):
             self._set(last_error=SyncError(event.message, event.reason))
         if self._on_event is not None:

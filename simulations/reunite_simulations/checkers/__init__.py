@@ -187,17 +187,25 @@ def all_checkers() -> Sequence[Checker]:
     from reunite_simulations.checkers.causality import Causality
     from reunite_simulations.checkers.constraints import Constraints
     from reunite_simulations.checkers.convergence import Convergence
+    from reunite_simulations.checkers.counters import Counters
     from reunite_simulations.checkers.durability import Durability
     from reunite_simulations.checkers.liveness import Liveness
     from reunite_simulations.checkers.once import ExactlyOnce
     from reunite_simulations.checkers.registers import Registers
+    from reunite_simulations.checkers.sets import Sets
+    from reunite_simulations.checkers.structures import Structures
     from reunite_simulations.checkers.tables import Tables
+    from reunite_simulations.checkers.texts import Texts
 
     return (
         Liveness(),
         Convergence(),
         Durability(),
         Registers(),
+        Counters(),
+        Sets(),
+        Texts(),
+        Structures(),
         Atomicity(),
         Causality(),
         ExactlyOnce(),

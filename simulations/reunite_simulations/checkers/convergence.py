@@ -1,9 +1,14 @@
 """Convergence: who has the same commits has the same documents and tables."""
 
+import sqlite3
 from collections.abc import Iterable
 
+from reunite.cells.register import Value
+from reunite.schema import Table
 from reunite_simulations import observe
 from reunite_simulations.checkers import Observed
+from reunite_simulations.contents import merges, shown
+from reunite_simulations.history import Key
 
 
 class Convergence:
@@ -33,21 +38,34 @@ class Convergence:
 
     def at_end(self, world: Observed) -> Iterable[str]:
         """Everybody holds what the relay holds, in documents and, images aside, in tables."""
-        stated = observe.stated(world.store)
+        stated = _normal(observe.stated(world.store))
         for client in world.clients:
-            held = observe.bases(client.app)
+            held = _normal(observe.bases(client.app))
             if held != stated:
                 names = sorted({n for n, _ in held.items() ^ stated.items()})
                 yield f"{client.name}: {len(names)} documents differ from the relay's: {names[:3]}"
         for table in world.tables():
             for client in world.clients:
                 common = observe.shared(client.app, table)
-                held_rows = observe.rows(client.app, common)
-                relays = observe.rows(world.store, common)
+                held_rows = _shown(client.app, common)
+                relays = _shown(world.store, common)
                 for key in observe.imaged(client.app, common):
                     held_rows.pop(key, None)
                     relays.pop(key, None)
                 if held_rows != relays:
                     keys = sorted({k for k, _ in held_rows.items() ^ relays.items()}, key=repr)
-                    shown = [(key, held_rows.get(key), relays.get(key)) for key in keys[:3]]
-                    yield f"table {table.name!r} differs on {client.name}: {shown}"
+                    both = [(key, held_rows.get(key), relays.get(key)) for key in keys[:3]]
+                    yield f"table {table.name!r} differs on {client.name}: {both}"
+
+
+def _normal(documents: observe.Documents) -> dict[observe.RowName, object]:
+    return {name: observe.normal(document) for name, document in documents.items()}
+
+
+def _shown(conn: sqlite3.Connection, table: Table) -> dict[Key, tuple[Value, ...]]:
+    """A table's rows, with JSON that merges in one form: Postgres writes it in one of its own."""
+    found = observe.rows(conn, table)
+    if any(map(merges, table.cells)):
+        for key, values in found.items():
+            found[key] = tuple(map(shown, table.cells, values))
+    return found

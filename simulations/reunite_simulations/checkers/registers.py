@@ -6,6 +6,9 @@ edit wrote, or another that may count as later: one that came no more than `CLOS
 And it is nothing that somebody had seen when he replaced it, whatever the clocks said; values that
 occur once name the write that they are of. A row is gone if its last deletion may count as later
 than its last edit, and is there if it is the other way round.
+
+Of a column that merges only this much is a register: whether it shows what merges, which is one
+value here, or another that was put beside it. What it shows then is judged by others.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -17,6 +20,7 @@ from reunite.keys import stored_key
 from reunite.schema import Table, ascii_lower, default_value
 from reunite_simulations import observe
 from reunite_simulations.checkers import Observed, rejected_rows
+from reunite_simulations.contents import means_the_same, merges, stand_in
 from reunite_simulations.history import Key, Outcome, Transaction, Verb, Write, may_come_again, net
 
 # Two edits that are closer than this in true time may win in either order: measured clocks differ
@@ -35,6 +39,8 @@ class _Edit:
     before: Value
     had_row: bool
     at: float
+    # How late it may count, with what other programs did to the row before anybody looked.
+    until: float
     certain: bool
     # See `may_come_again`.
     again: bool
@@ -68,12 +74,13 @@ class Registers:
         for table in tables.values():
             held = observe.rows(world.store, table)
             initial = world.initial.get(table.name, {})
+            defaults = [default_value(column) for column in table.cells]
             for (name, key), row in rows.items():
                 if name != table.name:
                     continue
                 said = _life(row, key in held)
                 if said is None and key in held:
-                    said = next(_cells(table, row, held[key], initial.get(key)), None)
+                    said = next(_cells(table, row, held[key], initial.get(key), defaults), None)
                 if said is not None:
                     yield f"{name} {key}{said}"
 
@@ -93,9 +100,14 @@ def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Ro
         for write in made.writes
         if write.verb is Verb.INSERT
     }
+    # All that they do to a row until then is one edit, of the time of the last; the client's next
+    # transaction of its own looks at the latest.
+    last_by_strangers: dict[str, dict[_RowName, float]] = {}
     for made in reversed(world.history.transactions):
         if made.outcome is Outcome.REFUSED:
             continue
+        if made.own and made.outcome is Outcome.RETURNED:
+            last_by_strangers.pop(made.client, None)
         deleted = set() if made.own else deleted_by_strangers
         writes = list(net(made.writes))
         gone = {ascii_lower(write.table) for write in writes if write.verb is Verb.DELETE}
@@ -106,6 +118,10 @@ def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Ro
             certain = certain and captured not in deleted
             row = rows.setdefault((write.table, write.key), _Row())
             row.timed = row.timed and not made.mistimed
+            until = made.at
+            if not made.own:
+                last = last_by_strangers.setdefault(made.client, {})
+                until = last.setdefault((write.table, write.key), made.at)
             if write.verb is Verb.DELETE:
                 deleted.add(captured)
                 certain = certain and (made.own or captured not in made_by_strangers)
@@ -118,26 +134,38 @@ def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Ro
                 for column in each.columns
             }
             again = may_come_again(made, world.twins)
-            _note(row, write, made, certain, derived, again)
+            _note(row, tables[write.table], write, made, until, certain, derived, again)
     return rows
 
 
 def _note(
-    row: _Row, write: Write, made: Transaction, certain: bool, derived: Set[str], again: bool
+    row: _Row,
+    table: Table,
+    write: Write,
+    made: Transaction,
+    until: float,
+    certain: bool,
+    derived: Set[str],
+    again: bool,
 ) -> None:
     def edit(value: Value, before: Value, had_row: bool, certain: bool) -> _Edit:
-        return _Edit(value, before, had_row, made.at, certain, again, made.client)
+        return _Edit(value, before, had_row, made.at, until, certain, again, made.client)
 
     if write.verb is Verb.DELETE:
         row.deletes.append(edit(None, None, True, certain and not derived))
         return
     touched = write.verb is Verb.INSERT
-    for column, value in write.cells.items():
+    for name, value in write.cells.items():
+        column = table.column(name)
+        was, had = write.before.get(name), name in write.before
+        if column is not None and merges(column):
+            if had and means_the_same(column, was, value):
+                continue
+            was, value = stand_in(column, was), stand_in(column, value)
         # Other programs may write NULL where it was before anybody looked.
-        known = certain and column not in derived and (made.own or value is not None)
+        known = certain and name not in derived and (made.own or value is not None)
         touched |= known
-        was = write.before.get(column)
-        row.edits.setdefault(column, []).append(edit(value, was, column in write.before, known))
+        row.edits.setdefault(name, []).append(edit(value, was, had, known))
     row.touches.append(edit(None, None, True, certain and touched))
 
 
@@ -158,14 +186,21 @@ def _life(row: _Row, held: bool) -> str | None:
 
 
 def _cells(
-    table: Table, row: _Row, values: Sequence[Value], initial: Sequence[Value] | None
+    table: Table,
+    row: _Row,
+    values: Sequence[Value],
+    initial: Sequence[Value] | None,
+    defaults: Sequence[Value],
 ) -> Iterator[str]:
     """What is wrong with the cells of a row that is there."""
     for place, column in enumerate(table.cells):
         edits = row.edits.get(column.name, [])
         # A column that was added later had nothing.
         started = initial[place] if initial is not None and place < len(initial) else None
-        said = _cell(row, values[place], started, default_value(column), edits)
+        value, default = values[place], defaults[place]
+        if merges(column):
+            value, started, default = (stand_in(column, v) for v in (value, started, default))
+        said = _cell(row, value, started, default, edits)
         if said is not None:
             yield f" {column.name}: {said}"
 
@@ -199,4 +234,4 @@ def _last(edits: Iterable[_Edit]) -> _Edit | None:
 
 
 def _may_be_later(some: Iterable[_Edit], other: _Edit) -> bool:
-    return any(edit.at > other.at - CLOSE_SECONDS for edit in some)
+    return any(edit.until > other.at - CLOSE_SECONDS for edit in some)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from reunite.errors import TableError
+from reunite.overwritten import Loss, newest
 from reunite.schema import Table
 from reunite_transport.messages import Section, Verdict
 from reunite_transport.relay.history import compared
@@ -38,6 +39,7 @@ class MemoryStore:
         self.replica = replica
         self.now_ms = START_MS
         self.documents: dict[RowId, tuple[int, bytes]] = {}
+        self.overwritten: dict[RowId, list[Loss]] = {}
         self.token_by_seq = {0: b""}
         self.check: Callable[[Sequence[RowChange]], None] = lambda changes: None
         self.failing: StoreError | None = None
@@ -131,6 +133,12 @@ class MemoryStore:
         mark = table.to_bytes(4, "big") + key
         return FeedPage(sections, end, mark, False, self.token_by_seq[self._head])
 
+    async def losses(self, row: RowId) -> tuple[Loss, ...]:
+        """What commits overwrote of a row."""
+        self._fail()
+        self._check(self._memory)
+        return tuple(reversed(self.overwritten.get(row, ())))
+
     def forget(self) -> None:
         """Remember nothing of the history so far."""
         self._memory = Memory(None)
@@ -187,6 +195,7 @@ class MemoryTransaction:
         self.tables = ordered(list(store._registered.values()))
         self._store = store
         self._finished: tuple[bytes, Mapping[RowId, bytes], Sequence[Accepted]] | None = None
+        self._losses: Mapping[RowId, Sequence[Loss]] = {}
 
     async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
         """The known ones among these replicas."""
@@ -215,10 +224,15 @@ class MemoryTransaction:
         return {}
 
     async def finish(
-        self, token: bytes, documents: Mapping[RowId, bytes], accepted: Sequence[Accepted]
+        self,
+        token: bytes,
+        documents: Mapping[RowId, bytes],
+        accepted: Sequence[Accepted],
+        losses: Mapping[RowId, Sequence[Loss]] = {},
     ) -> None:
         """Keep what the commit holds until its block ends."""
         self._finished = (token, documents, accepted)
+        self._losses = losses
 
     def apply(self) -> None:
         """Take effect, if there was a `finish`."""
@@ -230,6 +244,8 @@ class MemoryTransaction:
         store.now_ms += 1
         for row, document in documents.items():
             store.documents[row] = (self.seq, document)
+        for row, losses in self._losses.items():
+            store.overwritten[row] = newest([*store.overwritten.get(row, ()), *losses])
         for each in accepted:
             store._changesets[each.replica, each.number] = (each.nonce, self.seq)
             term = store._standings[each.replica].term

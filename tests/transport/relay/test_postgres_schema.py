@@ -1,6 +1,7 @@
 """Tables become DDL, and values become text that casts to what they were."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from reunite_transport.relay.postgres_schema import (
     pg_text,
     register_value,
 )
+from reunite_transport.relay.sqlite_references import references
 from tests.contracts.pushes import PERSON, column, table
 
 
@@ -39,6 +41,11 @@ def created(made: Table) -> str:
         ("timestamptz", "TIMESTAMP WITH TIME ZONE"),
         ("uuid", "UUID"),
         ("json", "JSONB"),
+        ("counter", "reunite.counter"),
+        ("crdt_text", "reunite.crdt_text"),
+        ("crdt_set", "reunite.crdt_set_text"),
+        ("crdt_list", "reunite.crdt_list_text"),
+        ("crdt_json", "reunite.crdt_json_text"),
     ],
 )
 def test_a_logical_type_has_its_postgres_type(logical: str, postgres: str) -> None:
@@ -80,6 +87,13 @@ def test_a_plain_index_comes_along_once() -> None:
         ("json", "'{'", None),
         ("numeric(4,2)", "1.5", "E'1.5'::NUMERIC"),
         ("numeric(4,2)", "1.005", None),
+        ("counter", "0", "E'0'::BIGINT"),
+        ("counter", "'x'", None),
+        ("crdt_text", "''", "E''::TEXT"),
+        ("crdt_set", "'[]'", "E'[]'::JSONB"),
+        ("crdt_set", "''", None),
+        ("crdt_list", """'["it''s"]'""", """E'["it''s"]'::JSONB"""),
+        ("crdt_json", "'{}'", "E'{}'::JSONB"),
     ],
 )
 def test_a_default_comes_along_where_it_fits(kind: str, default: str, expected: str | None) -> None:
@@ -110,6 +124,26 @@ def test_a_foreign_key_is_deferrable_and_does_on_delete_what_was_declared() -> N
         f'ALTER TABLE "realm"."child" ADD CONSTRAINT "{name}" FOREIGN KEY("person")'
         ' REFERENCES "realm"."person" ("id") ON DELETE SET NULL DEFERRABLE INITIALLY IMMEDIATE'
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "parent_kind", "held"),
+    [
+        ("counter", "integer", True),
+        ("crdt_text", "text", True),
+        ("crdt_set", "crdt_json", True),
+        ("counter", "text", False),
+        ("crdt_text", "crdt_list", False),
+    ],
+)
+def test_a_column_that_merges_refers_as_its_plain_type_does(
+    kind: str, parent_kind: str, held: bool
+) -> None:
+    parent = replace(table("parent", column("x", parent_kind), unique=[("x",)]), id=1)
+    child = table("child", column("x", kind), foreign_keys=[ForeignKey(("x",), "parent", ("x",))])
+    known = {"parent": parent, "child": child}
+    assert len(list(foreign_key_statements("realm", child, known, validated=True))) == held
+    assert len(references([parent, replace(child, id=2)])) == held
 
 
 @pytest.mark.parametrize(
@@ -150,6 +184,12 @@ def test_constraint_names_fit_and_differ() -> None:
         (b"\x00\xff", "text", "\\x00ff"),
         ("abc", "text", "abc"),
         (7, "text", "7"),
+        (7, "counter", "7"),
+        ("é", "crdt_text", "é"),
+        ("[1]", "crdt_set", "[1]"),
+        ("[1]", "crdt_list", "[1]"),
+        ("7", "crdt_json", "7"),
+        (None, "crdt_json", None),
     ],
 )
 def test_a_value_is_cast_from_this_text(value: Value, logical: str, text: str | None) -> None:
@@ -163,10 +203,31 @@ def test_a_blob_column_takes_bytes_only(value: Value) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "logical"),
+    [
+        ("7", "counter"),
+        (7.0, "counter"),
+        (b"7", "crdt_text"),
+        (7, "crdt_json"),
+        (b"[]", "crdt_set"),
+    ],
+)
+def test_a_column_that_merges_takes_its_own_class_of_values_only(
+    value: Value, logical: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{logical} holds"):
+        pg_text(value, logical)
+
+
+@pytest.mark.parametrize(
     ("text", "logical", "value"),
     [
         (None, "text", None),
         ("7", "integer", 7),
+        ("-7", "counter", -7),
+        ("7", "crdt_text", "7"),
+        ("[1, 2]", "crdt_set", "[1, 2]"),
+        ('{"a": 1}', "crdt_json", '{"a": 1}'),
         ("true", "boolean", 1),
         ("false", "boolean", 0),
         ("0.1", "real", 0.1),

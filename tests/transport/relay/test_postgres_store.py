@@ -14,6 +14,7 @@ from reunite.errors import TableError
 from reunite.schema import Column, ForeignKey, Table, quoted
 from reunite_transport.relay.postgres_store import PostgresStore, open_postgres
 from reunite_transport.relay.store import Busy, RowChange, RowId, StoreError, Violation
+from tests.contracts.history_contract import HistoryContract
 from tests.contracts.pushes import PERSON, A, at, column, deleted, edited, inserted, row, table
 from tests.contracts.restore_contract import Outside, RestoreContract
 from tests.contracts.store_contract import Opener, StoreContract, write
@@ -37,7 +38,7 @@ async def backend(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]
         await connection.close()
 
 
-class TestPostgresStore(StoreContract, RestoreContract):
+class TestPostgresStore(StoreContract, RestoreContract, HistoryContract):
     @pytest.fixture
     def opener(self, postgres_url: str) -> Opener:
         return lambda: opened(postgres_url)

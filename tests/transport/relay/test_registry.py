@@ -48,6 +48,16 @@ def key_of(kind: str) -> Table:
         pytest.param(table("t", column("x", "numeric(3,4)")), id="more scale than precision"),
         pytest.param(key_of("real"), id="a floating key"),
         pytest.param(key_of("numeric"), id="a numeric key"),
+        pytest.param(key_of("counter"), id="a key that counts"),
+        pytest.param(key_of("crdt_text"), id="a key that merges"),
+        pytest.param(table("t", column("x", "crdt")), id="no type of those that merge"),
+        pytest.param(table("t", column("x", "counter(3,1)")), id="a counter with a scale"),
+        pytest.param(table("t", column("x", "counter", "'x'")), id="a counter from a text"),
+        pytest.param(table("t", column("x", "crdt_set", "'{}'")), id="a set that is none"),
+        pytest.param(
+            Table("t", (INTEGER_KEY, column("x", "counter")), strict=True),
+            id="a type that merges in a STRICT table",
+        ),
     ],
 )
 def test_what_a_side_cannot_have_is_refused(described: Table) -> None:
@@ -61,6 +71,14 @@ def test_what_sqlite_has_is_registered() -> None:
         replace(indexed("sqlite_autoindex_a_1", unique=True), name="a"),
         Table("strict", (INTEGER_KEY, column("x", "any", "x'00'")), autoincrement=True),
         table("later", column("at", "timestamp", "CURRENT_TIMESTAMP"), column("n", "numeric(5,2)")),
+        table(
+            "merging",
+            column("n", "counter", "0", notnull=True),
+            column("t", "crdt_text", "''"),
+            column("s", "crdt_set", "'[]'"),
+            column("l", "crdt_list"),
+            column("j", "crdt_json", "'null'"),
+        ),
     ]
     assert [t.name for t in grow([], described).created] == [t.name for t in described]
 

@@ -19,6 +19,7 @@ from reunite_transport.relay.commit import Changeset, Outcome, Refused, Taken, c
 from reunite_transport.relay.postgres_store import open_postgres
 from reunite_transport.relay.sqlite_store import SqliteStore, open_sqlite
 from reunite_transport.relay.store import Busy, RowChange, Store, StoreError
+from tests.contracts.history_contract import HistoryContract
 from tests.contracts.pushes import (
     PERSON,
     A,
@@ -68,7 +69,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "relay.db"
 
 
-class TestSqliteStore(StoreContract, RestoreContract):
+class TestSqliteStore(StoreContract, RestoreContract, HistoryContract):
     @pytest.fixture
     def opener(self, path: Path) -> Opener:
         return lambda: opened(path)

@@ -9,20 +9,28 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
+from reunite.cells.kinds import Author
 from reunite.cells.register import Value, same
 from reunite.clock import AHEAD_MS_MAX, FLOOR, NEVER, replica_of, stamp, time_of
+from reunite.columns import columns_of
 from reunite.document import (
     CELLS_MAX,
     DOCUMENT_BYTES_MAX,
     EMPTY,
+    KIND_MASK,
     Document,
     cell_key,
+    check_cells,
     decode,
     encode,
+    fits_onto,
+    is_by,
     merge,
+    merges,
 )
 from reunite.errors import FormatError
 from reunite.keys import unpack_key
+from reunite.overwritten import Loss, losses
 from reunite.schema import ForeignKey, Table, ascii_lower
 from reunite_transport.messages import MESSAGE_CHARS_MAX, Entries, EntryKind
 from reunite_transport.relay.store import (
@@ -105,10 +113,15 @@ class Outcome:
 
 
 async def commit_batch(
-    store: Store, batch: Sequence[Changeset], token: bytes, *, refill: bool = True
+    store: Store,
+    batch: Sequence[Changeset],
+    token: bytes,
+    *,
+    refill: bool = True,
+    history: bool = True,
 ) -> Outcome:
     """Commit what can be taken of a batch, as one commit with this token. With `refill` false what
-    is offered after a restore is refused.
+    is offered after a restore is refused; with `history` what is overwritten is kept.
 
     Raises StoreError when the database fails. It may then be committed all the same; clients that
     connect again learn which of their changesets are in.
@@ -131,7 +144,7 @@ async def commit_batch(
             for changeset, verdict in zip(batch, verdicts, strict=True)
             if isinstance(verdict, Taken | Repeated)
         ]
-        await transaction.finish(token, changed, accepted)
+        await transaction.finish(token, changed, accepted, commit.losses if history else {})
     return Outcome(transaction.seq, token, stated, verdicts)
 
 
@@ -143,6 +156,8 @@ class _Entry(NamedTuple):
     size: int
     # The parents whose deletion caused this entry.
     derived: tuple[tuple[int, bytes], ...] = ()
+    # Whether a cell of it merges inside its value.
+    merging: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +182,8 @@ class _Draft:
     # Who changed a row; None stands for the relay, and for an entry that was not applied as sent.
     authors: dict[RowId, set[int | None]] = field(default_factory=dict)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
+    # What was overwritten of rows that were there, in order.
+    losses: list[tuple[RowId, Loss]] = field(default_factory=list)
 
     def add_author(self, row: RowId, author: int | None) -> None:
         authors = self.authors.get(row)
@@ -188,8 +205,11 @@ class _Commit:
         refill: bool,
     ) -> None:
         self.verdicts: list[Verdict] = []
+        self.losses: dict[RowId, list[Loss]] = {}
         self._transaction = transaction
         self._replica = replica
+        # Its id is new at every start, so it numbers this run of the process as well.
+        self._author = Author(replica, replica)
         self._tables = tables
         self._refill = refill
         self._now = transaction.now_ms << 16
@@ -261,7 +281,7 @@ class _Commit:
                 async with self._transaction.savepoint():
                     made = await self._transaction.write_rows(changes)
                     self._edit(draft, made)
-        except (Violation, Busy, _Refusal) as error:
+        except (Violation, Busy, FormatError, _Refusal) as error:
             if len(candidates) > 1:
                 half = len(candidates) // 2
                 await self.attempt(candidates[:half])
@@ -273,6 +293,8 @@ class _Commit:
         self._sizes.update(draft.sizes)
         for row, authors in draft.authors.items():
             self._authors.setdefault(row, set()).update(authors)
+        for row, loss in draft.losses:
+            self.losses.setdefault(row, []).append(loss)
         self._conclude(draft.verdicts, candidates)
 
     def result(self) -> tuple[dict[RowId, bytes], tuple[CommittedRow, ...]]:
@@ -311,16 +333,17 @@ class _Commit:
         """Merge a changeset into the draft, or leave the draft as it was and say why not."""
         try:
             self._merge(candidate, draft)
-        except _Refusal as refusal:
-            return refusal.verdict
+        except (FormatError, _Refusal) as error:
+            return _meaning(error)
         return Taken()
 
     def _merge(self, candidate: _Candidate, draft: _Draft) -> None:
         merged: dict[RowId, Document] = {}
         sizes: dict[RowId, int] = {}
         authors: list[tuple[RowId, int | None]] = []
+        lost: list[tuple[RowId, Loss]] = []
         known, drafted = self._documents, draft.documents
-        for row, entry, kind, size, derived in candidate.entries:
+        for row, entry, kind, size, derived, merging in candidate.entries:
             before = merged.get(row) or drafted.get(row) or known.get(row)
             if before is None and _is_delta(kind, entry):
                 partial = [e.row for e in candidate.entries if _is_delta(e.kind, e.document)]
@@ -332,6 +355,14 @@ class _Commit:
             if derived and not self._still_refers(row, before or EMPTY, derived):
                 authors.append((row, None))
                 continue
+            if merging and not fits_onto(before, entry):
+                raise _Refusal(
+                    "need-whole",
+                    f"{self._row_name(row)} lacks here what an edit builds on",
+                    [row],
+                )
+            if before is not None:
+                lost += [(row, loss) for loss in losses(before, entry)]
             after = entry if before is None else merge(before, entry)
             # `merge` hands the same cells back when none was replaced.
             if before is None or after.cells is not before.cells or after[:3] != before[:3]:
@@ -342,6 +373,7 @@ class _Commit:
                 authors.append((row, candidate.replica))
         drafted.update(merged)
         draft.sizes.update(sizes)
+        draft.losses += lost
         for row, author in authors:
             draft.add_author(row, author)
 
@@ -379,10 +411,13 @@ class _Commit:
             cells = document.cells.copy()
             size = draft.sizes[row]
             for column, value in values.items():
-                key = cell_key(column)
-                seen = time_of(cells[key][0]) if key in cells else 0
                 assert value is None or isinstance(value, int | float | str | bytes)
-                cells[key] = (stamp(max(self._now, seen + 1), self._replica), value)
+                columns = columns_of(self._tables[row.table].cells)
+                edit = columns.edit(document, cell_key(column), value, self._author)
+                # Above all cells of the column, or another of them would go on showing.
+                marks = [cells[k][0] for k in cells if k & ~KIND_MASK == edit.key & ~KIND_MASK]
+                seen = time_of(max(marks, default=NEVER))
+                cells[edit.key] = (stamp(max(self._now, seen + 1), self._replica), edit.after)
                 size += _VALUE_OVERHEAD + (4 * len(value) if isinstance(value, str | bytes) else 0)
             draft.documents[row] = document._replace(cells=cells)
             draft.sizes[row] = self._size(row, draft.documents[row], size)
@@ -400,10 +435,12 @@ class _Commit:
         return f"a row of {self._tables[row.table].name!r}"
 
 
-def _meaning(error: Violation | Busy | _Refusal) -> Verdict:
+def _meaning(error: Violation | Busy | FormatError | _Refusal) -> Verdict:
     """What a changeset that failed by itself gets."""
     if isinstance(error, _Refusal):
         return error.verdict
+    if isinstance(error, FormatError):
+        return Refused("invalid", str(error)[:MESSAGE_CHARS_MAX])
     if isinstance(error, Violation):
         return Refused("constraint", str(error)[:MESSAGE_CHARS_MAX])
     return Postponed()
@@ -447,11 +484,17 @@ def _checked(
             try:
                 _check_key(key, table)
                 document = decode(data)
+                merging = merges(document)
+                if merging:
+                    check_cells(document)
             except FormatError as error:
                 raise _Refusal("invalid", f"table {table.name!r}: {error}") from error
             stamps = {document.born, document.edited, document.deleted}
             stamps.update([cell[0] for cell in document.cells.values()])
             fine = offered if kind == EntryKind.OFFERED else own
+            own_only = kind != EntryKind.OFFERED
+            if merging and own_only and not is_by(document, changeset.replica):
+                raise _Refusal("invalid", "a cell names another replica than the pusher's")
             if not stamps <= fine:
                 for found in stamps - fine:
                     _check_time(found, now_ms)
@@ -470,7 +513,8 @@ def _checked(
                 raise _Refusal("invalid", f"an entry is of an unknown kind: {kind!r}")
             size = _size_bound(data, document)
             row = RowId(table.id, key)
-            entries.append(_Entry(row, document, kind, size, derived.get(index, ())))
+            parents = derived.get(index, ())
+            entries.append(_Entry(row, document, kind, size, parents, merging))
     return entries
 
 

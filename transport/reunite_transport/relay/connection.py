@@ -13,7 +13,7 @@ from reunite.errors import FormatError, ProtocolError, TableError
 from reunite.schema import Table
 from reunite_transport.messages import FRAME_BYTES_GOAL, Hello, Verdict
 from reunite_transport.relay.hub import Member
-from reunite_transport.relay.store import Greeting, StoreError, Violation
+from reunite_transport.relay.store import Greeting, RowId, StoreError, Violation
 from reunite_transport.relay_session import (
     BarrierRequested,
     Closed,
@@ -22,6 +22,7 @@ from reunite_transport.relay_session import (
     Greeted,
     PullRequested,
     PushReady,
+    RecallRequested,
     RelaySession,
 )
 
@@ -62,7 +63,9 @@ class Connection:
     def __init__(self, relay: "Service", socket: Socket) -> None:
         self.ended = asyncio.Event()
         self.session = RelaySession(
-            asyncio.get_running_loop().time(), hello_seconds=relay.limits.hello_seconds
+            asyncio.get_running_loop().time(),
+            hello_seconds=relay.limits.hello_seconds,
+            history=relay.history,
         )
         self._relay = relay
         self._socket = socket
@@ -170,6 +173,10 @@ class Connection:
                 case BarrierRequested(barrier_id):
                     seq = await self._relay.ask(self._relay.look)
                     self.session.reached(barrier_id, seq)
+                case RecallRequested(recall_id, table, key):
+                    row = RowId(table, key)
+                    losses = await self._relay.ask(lambda: self._relay.store.losses(row))
+                    self.session.recalled(recall_id, losses)
                 case Closed() | PushReady() | PullRequested():
                     pass  # the connection is over; `_write` and `run` see to the rest
         except TableError as error:

@@ -13,13 +13,13 @@ from typing import Final
 from reunite.ddl import create_statements
 from reunite.errors import TableError
 from reunite.schema import Column, Table, ascii_lower, default_value
-from reunite.types import PRECISION_MAX
+from reunite.types import MERGING, MERGING_TAKES, PRECISION_MAX, fits
 
-_TYPES: Final = frozenset(
+_TYPES: Final = MERGING | set(
     "integer boolean real numeric text blob date time timestamp timestamptz uuid json any".split()
 )
-# Such values change between databases.
-_NO_KEY_TYPES: Final = frozenset({"real", "numeric"})
+# Values that change between databases, and values that change by themselves.
+_NO_KEY_TYPES: Final = MERGING | {"real", "numeric"}
 # SQLite names the indexes of its own UNIQUE constraints so.
 _INTERNAL_PREFIX: Final = "sqlite_"
 
@@ -30,6 +30,7 @@ def check_description(table: Table) -> None:
         _check_type(table, column)
     _check_index_names(table)
     _try_out(table)
+    _check_merging_defaults(table)
 
 
 def _check_type(table: Table, column: Column) -> None:
@@ -77,3 +78,15 @@ def _try_out(table: Table) -> None:
             raise TableError(
                 table.name, f"SQLite cannot have it as it is described: {error}"
             ) from error
+
+
+def _check_merging_defaults(table: Table) -> None:
+    """Each row that says nothing of the column would be refused for an unfit one."""
+    for column in table.columns:
+        if column.type in MERGING and not fits(column.type, default_value(column)):
+            raise TableError(
+                table.name,
+                f"column {column.name!r} merges as {column.type}, so it takes"
+                f" {MERGING_TAKES[column.type]} or NULL, and its default is another value;"
+                " declare another default",
+            )

@@ -76,6 +76,15 @@ _TABLES: Final[tuple[tuple[str, str, str], ...]] = (
         " a copied file is told from its twin.",
     ),
 )
+# Of a later release of this format: made in schemas that lack it, too.
+_HISTORY: Final = (
+    "history",
+    "tbl integer NOT NULL, key bytea NOT NULL, place bigint NOT NULL, seq bigint NOT NULL,"
+    " replaced_by bytea NOT NULL, document bytea NOT NULL, PRIMARY KEY (tbl, key, place)",
+    "What commits overwrote, the newest of each row: a document of the cells that gave way, the"
+    " stamp of what took their place, and the commit. place counts within a row, a large document"
+    " by its size, so that a row can end its history.",
+)
 _INDEXES: Final[tuple[tuple[str, str, str], ...]] = (
     # The feed reads in this order: pages of one commit can end anywhere.
     ("documents_feed", "documents", "seq, tbl, key"),
@@ -94,8 +103,8 @@ class OwnTables:
         self.meta, self.head, self.tables, self.documents = map(
             self._qualified, ("meta", "head", "tables", "documents")
         )
-        self.commits, self.replicas, self.changesets = map(
-            self._qualified, ("commits", "replicas", "changesets")
+        self.commits, self.replicas, self.changesets, self.history = map(
+            self._qualified, ("commits", "replicas", "changesets", "history")
         )
 
     def _qualified(self, name: str) -> str:
@@ -117,6 +126,8 @@ async def bootstrap(connection: Connection, schema: str) -> bytes:
                 await connection.execute(f"CREATE SCHEMA {quoted(schema)}")
             if await connection.fetchval("SELECT to_regclass($1)", own.meta) is None:
                 await _create(connection, own)
+            if await connection.fetchval("SELECT to_regclass($1)", own.history) is None:
+                await _create_table(connection, own, *_HISTORY)
             found = await connection.fetchrow(f"SELECT realm, format FROM {own.meta}")
     if found is None:
         raise StoreError(f"{own.meta} is empty; restore this schema, or drop its _reunite_ tables")
@@ -130,10 +141,7 @@ async def bootstrap(connection: Connection, schema: str) -> bytes:
 
 async def _create(connection: Connection, own: OwnTables) -> None:
     for name, columns, purpose in _TABLES:
-        table = f"{quoted(own.schema)}.{quoted('_reunite_' + name)}"
-        await connection.execute(f"CREATE TABLE {table} ({columns})")
-        literal = purpose.replace("'", "''")
-        await connection.execute(f"COMMENT ON TABLE {table} IS '{literal}'")
+        await _create_table(connection, own, name, columns, purpose)
     for index, name, columns in _INDEXES:
         await connection.execute(
             f"CREATE INDEX {quoted('_reunite_' + index)}"
@@ -145,6 +153,15 @@ async def _create(connection: Connection, own: OwnTables) -> None:
         FORMAT,
     )
     await connection.execute(f"INSERT INTO {own.head} (seq, token, registry) VALUES (0, '', 0)")
+
+
+async def _create_table(
+    connection: Connection, own: OwnTables, name: str, columns: str, purpose: str
+) -> None:
+    table = f"{quoted(own.schema)}.{quoted('_reunite_' + name)}"
+    await connection.execute(f"CREATE TABLE {table} ({columns})")
+    literal = purpose.replace("'", "''")
+    await connection.execute(f"COMMENT ON TABLE {table} IS '{literal}'")
 
 
 def new_replica_id() -> int:

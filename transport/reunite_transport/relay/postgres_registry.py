@@ -8,7 +8,9 @@ import asyncpg
 
 from reunite.errors import TableError
 from reunite.schema import Table, ascii_lower, from_wire, quoted, to_wire
+from reunite.types import MERGING
 from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables, Reader
+from reunite_transport.relay.postgres_domains import require_domains
 from reunite_transport.relay.postgres_errors import translated
 from reunite_transport.relay.postgres_schema import (
     add_column_statement,
@@ -33,11 +35,15 @@ async def create(
 ) -> None:
     """Create the new tables and columns and register them, under the head's lock.
 
-    Raises TableError for a name that an unregistered relation has, and for what Postgres cannot
-    hold. Indexes and constraints over columns of tables that exist are not altered, but for
-    foreign keys that waited for a table that is new.
+    Raises TableError for a name that an unregistered relation has, for what Postgres cannot hold,
+    and for a merging column whose domain cannot be made. Indexes and constraints over columns of
+    tables that exist are not altered, but for foreign keys that waited for a table that is new.
     """
     await _refuse_taken(connection, own, growth.created)
+    new = [(table, column) for table in growth.created for column in table.columns]
+    merging = [(table, column) for table, column in (*new, *growth.added) if column.type in MERGING]
+    if merging:
+        await require_domains(connection, merging)
     for table in growth.created:
         await _define(connection, table, create_statements(own.schema, table))
     for table, column in growth.added:

@@ -11,24 +11,22 @@ Postgres made a value different: `d0`, `d1`, ... hold [the value's text] where i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reunite.cells.register import Value
-from reunite.document import cell_key
-from reunite.schema import Column, Table, default_value, quoted, through_affinity
+from reunite.columns import Columns
+from reunite.schema import Column, Table, quoted, through_affinity
 from reunite_transport.relay.postgres_schema import cast_type
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What writing a table needs of its description. `defaults` are what a missing cell means;
-    `numeric_keys` name key columns of text that SQLite keeps numbers in where they look so."""
+    """What writing a table needs of its description. `numeric_keys` name key columns of text that
+    SQLite keeps numbers in where they look so."""
 
     table: Table
     name: str
     keys: tuple[Column, ...]
     numeric_keys: frozenset[str]
     cells: tuple[Column, ...]
-    cell_keys: tuple[int, ...]
-    defaults: tuple[Value, ...]
+    columns: Columns
 
 
 def shape_of(schema: str, table: Table) -> Shape:
@@ -41,8 +39,7 @@ def shape_of(schema: str, table: Table) -> Shape:
             column.name for column in table.key if _takes_numbers(column) and not table.strict
         ),
         cells=table.cells,
-        cell_keys=tuple(cell_key(column.id) for column in table.cells),
-        defaults=tuple(map(default_value, table.cells)),
+        columns=Columns(table.cells),
     )
 
 

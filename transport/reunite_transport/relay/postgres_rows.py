@@ -10,8 +10,7 @@ from typing import Final, TypeAlias
 
 from asyncpg import Record
 
-from reunite.cells.register import Value, same
-from reunite.document import Document
+from reunite.cells.register import Value
 from reunite.schema import Column, Table, ascii_lower
 from reunite.types import fitting_type
 from reunite_transport.relay.postgres_bookkeeping import Connection
@@ -99,7 +98,7 @@ class RowWriter:
     ) -> None:
         rows_by_changed: dict[tuple[int, ...], list[RowChange]] = {}
         for change in rows:
-            changed = _changed(shape, change.before, change.after)
+            changed = tuple(shape.columns.changed(change.before, change.after))
             if changed:
                 rows_by_changed.setdefault(changed, []).append(change)
         everything = tuple(range(len(shape.cells)))
@@ -186,22 +185,6 @@ def _sorted_out(
     return inserts, updates, deletes
 
 
-def _changed(shape: Shape, before: Document, after: Document) -> tuple[int, ...]:
-    """Places of the cells to write. A cell that was missing stood at its default."""
-    old, new = before.cells, after.cells
-    if old is new:
-        return ()
-    changed = []
-    for place, key in enumerate(shape.cell_keys):
-        cell = new.get(key)
-        was = old.get(key)
-        if cell is not was and cell is not None:
-            value = shape.defaults[place] if was is None else was[1]
-            if not same(value, cell[1]):
-                changed.append(place)
-    return tuple(changed)
-
-
 async def _run(
     connection: Connection,
     sql: str,
@@ -224,13 +207,12 @@ async def _run(
 def _cell_texts(
     shape: Shape, rows: Sequence[RowChange], places: Sequence[int]
 ) -> Iterator[list[str | None]]:
-    documents = [change.after.cells for change in rows]
-    for place in places:
-        key, missing = shape.cell_keys[place], (b"", shape.defaults[place])
+    documents = [shape.columns.values_at(change.after, places) for change in rows]
+    for at, place in enumerate(places):
         column = shape.cells[place]
         text = text_function(column.type)
         try:
-            yield [text(cells.get(key, missing)[1]) for cells in documents]
+            yield [text(values[at]) for values in documents]
         except ValueError as error:
             raise Violation(
                 f"table {shape.table.name!r}: column {column.name!r}: {error}"
@@ -251,10 +233,10 @@ def _note(
 
 def _unfit_column(shape: Shape, rows: Sequence[RowChange], places: Sequence[int]) -> str | None:
     """The first column that holds a value its type cannot hold, to name it."""
+    documents = [shape.columns.values(change.after) for change in rows]
     for place in places:
-        column, key = shape.cells[place], shape.cell_keys[place]
-        missing = (b"", shape.defaults[place])
-        values = [change.after.cells.get(key, missing)[1] for change in rows]
+        column = shape.cells[place]
+        values = [found[place] for found in documents]
         kind = column.type.partition("(")[0]
         has_nul = any(isinstance(value, str) and "\0" in value for value in values)
         if has_nul or not _all_fit(kind, values):

@@ -11,6 +11,13 @@ synced table gets and their names. Runs nothing: it returns statements.
 | numeric, numeric(p,s) | numeric, numeric(p,s) | timestamptz | timestamptz |
 | text, any | text | uuid | uuid |
 | blob | bytea | json | jsonb |
+| counter | reunite.counter | crdt_text | reunite.crdt_text |
+| crdt_set | reunite.crdt_set_text | crdt_list | reunite.crdt_list_text |
+| crdt_json | reunite.crdt_json_text | | |
+
+The types of columns that merge are domains over bigint, text and jsonb (see `postgres_domains`),
+named when a column is made: so a backend sees in its database what merges. Values are cast to the
+base type, and so are compared and referred to like others of it.
 
 UNIQUE constraints and foreign keys are DEFERRABLE, so that one commit can swap two unique values
 or bring a child before its parent. Postgres lets no foreign key refer to a deferrable constraint,
@@ -42,7 +49,14 @@ from sqlalchemy.types import TypeEngine
 
 from reunite.cells.register import Value
 from reunite.schema import NAME_BYTES_MAX, Column, ForeignKey, Table, ascii_lower, default_value
-from reunite.types import fitting_type
+from reunite.sqlalchemy_types import (
+    COUNTER,
+    CRDT_JSON_TEXT,
+    CRDT_LIST_TEXT,
+    CRDT_SET_TEXT,
+    CRDT_TEXT,
+)
+from reunite.types import MERGING_TAKES, fitting_type, plain_type
 
 # SQLAlchemy's types are generic in the Python class that they convert to: of no matter here.
 _Type: TypeAlias = TypeEngine[Any]
@@ -62,6 +76,13 @@ _TYPES: Final[Mapping[str, _Type]] = {
     "uuid": postgresql.UUID(),
     "json": postgresql.JSONB(),
 }
+_DOMAINS: Final[Mapping[str, _Type]] = {
+    "counter": COUNTER(),
+    "crdt_text": CRDT_TEXT(),
+    "crdt_set": CRDT_SET_TEXT(),
+    "crdt_list": CRDT_LIST_TEXT(),
+    "crdt_json": CRDT_JSON_TEXT(),
+}
 
 # What SQLite writes for its three moving defaults, by the type of the column.
 _UTC: Final = "(now() AT TIME ZONE 'utc')"
@@ -80,8 +101,14 @@ _DIALECT: Final = asyncpg_dialect()  # type: ignore[no-untyped-call]
 
 def cast_type(logical: str) -> str:
     """The Postgres type that a value of this logical type is cast to, without bounds: a bounded
-    column rounds on assignment, and the cast value shows what it was asked to hold."""
-    return str(_TYPES[logical.partition("(")[0]].compile(_DIALECT))
+    column rounds on assignment, and the cast value shows what it was asked to hold. The base type
+    of a domain."""
+    return str(_TYPES[plain_type(logical)].compile(_DIALECT))
+
+
+def domain_type(merging: str) -> str:
+    """The domain that a column of this merging type is of, with its schema."""
+    return str(_DOMAINS[merging].compile(_DIALECT))
 
 
 def create_statements(schema: str, table: Table) -> list[str]:
@@ -188,7 +215,7 @@ def register_value(text: str | None, logical: str) -> Value:
     float (NaN is None, as SQLite has it), bytea is bytes, all else stays text."""
     if text is None:
         return None
-    if logical == "integer":
+    if logical in ("integer", "counter"):
         return int(text)
     if logical == "real":
         number = float(text)
@@ -221,9 +248,22 @@ def _blob_text(value: Value) -> str | None:
     return _plain_text(value)
 
 
+def _merging_text(logical: str) -> Callable[[Value], str | None]:
+    """Postgres reads jsonb in 5, and an integer in '5': other values than those."""
+    wanted = int if logical == "counter" else str
+
+    def text(value: Value) -> str | None:
+        if value is not None and type(value) is not wanted:
+            raise ValueError(f"a column of the type {logical} holds {MERGING_TAKES[logical]} only")
+        return _plain_text(value)
+
+    return text
+
+
 _TEXT_OF: Final[Mapping[str, Callable[[Value], str | None]]] = {
     "boolean": _boolean_text,
     "blob": _blob_text,
+    **{logical: _merging_text(logical) for logical in _DOMAINS},
 }
 
 
@@ -257,7 +297,7 @@ def _sql_table(schema: str, table: Table, metadata: sa.MetaData | None = None) -
 
 def _sql_column(column: Column) -> sa.Column[Any]:
     kind, _, bounds = column.type.partition("(")
-    made: _Type = _TYPES[kind]
+    made = _DOMAINS.get(kind) or _TYPES[kind]
     if bounds:
         precision, scale = map(int, bounds.rstrip(")").split(","))
         made = sa.Numeric(precision, scale)
@@ -275,7 +315,8 @@ def _default(column: Column) -> str | None:
     """The column's default as a Postgres expression, or None where it has none that fits."""
     if column.default is None:
         return None
-    moving = _MOVING_DEFAULTS.get((column.default.upper(), column.type.replace("any", "text")))
+    kind = plain_type(column.type).replace("any", "text")
+    moving = _MOVING_DEFAULTS.get((column.default.upper(), kind))
     if moving is not None or column.default.upper().startswith("CURRENT_"):
         return moving
     value = default_value(column)

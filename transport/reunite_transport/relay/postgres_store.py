@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 import asyncpg
 
 from reunite.errors import FormatError, TableError
+from reunite.overwritten import Loss
 from reunite.schema import Table, quoted
 from reunite_transport.messages import Section, Verdict
 from reunite_transport.relay.history import compared
@@ -32,6 +33,7 @@ from reunite_transport.relay.postgres_bookkeeping import (
     bootstrap,
     new_replica_id,
 )
+from reunite_transport.relay.postgres_domains import make_domains
 from reunite_transport.relay.postgres_errors import (
     CONNECTION_ERRORS,
     ConnectionLost,
@@ -42,7 +44,7 @@ from reunite_transport.relay.postgres_registry import read_registry
 from reunite_transport.relay.postgres_rows import RowWriter
 from reunite_transport.relay.postgres_transaction import PostgresTransaction
 from reunite_transport.relay.registry import Registered, grow, ordered
-from reunite_transport.relay.store import FeedPage, Greeting, StoreError, WentBack
+from reunite_transport.relay.store import FeedPage, Greeting, RowId, StoreError, WentBack
 
 # Under the head a lock is waited for this long only: everybody else waits behind it.
 LOCK_WAIT_MS: Final = 50
@@ -89,6 +91,7 @@ async def open_postgres(url: str, *, schema: str = "public") -> "PostgresStore":
         connection = await _connect(url)
         try:
             realm = await bootstrap(connection, schema)
+            await _offer_domains(connection)
         except BaseException:
             connection.terminate()
             raise
@@ -292,9 +295,27 @@ class PostgresStore:
             within = rows[-1]["tbl"].to_bytes(_TABLE_BYTES, "big") + rows[-1]["key"]
         return FeedPage(sections, end, within, complete, bytes(head["token"]))
 
+    async def losses(self, row: RowId) -> tuple[Loss, ...]:
+        """What commits overwrote of a row, the newest first."""
+        memory = self._memory
+        async with self._reading() as reader:
+            rows = await reader.fetch(
+                _LOSSES.format(own=self._own),
+                *(memory.seq, memory.token, memory.registry),
+                *(row.table, row.key),
+            )
+        _checked(memory, rows[0] if rows else None)
+        return tuple(
+            Loss(found["document"], found["replaced_by"])
+            for found in rows
+            if found["document"] is not None
+        )
+
     def forget(self) -> None:
         """Remember nothing of the history so far; see the contract."""
         self._memory = Memory(self._writer(()))
+        # What was written under the old id may be gone, and be offered back by clients.
+        self.replica = new_replica_id()
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit's (seq, token)."""
@@ -398,6 +419,13 @@ FROM {{own.head}} AS h LEFT JOIN (
 ORDER BY r.seq, r.tbl, r.key
 """
 
+# One row without a document where there is nothing.
+_LOSSES: Final = f"""
+SELECT h.seq, h.token, {_KEPT} AS kept, r.replaced_by, r.document
+FROM {{own.head}} AS h LEFT JOIN {{own.history}} AS r ON r.tbl = $4 AND r.key = $5
+ORDER BY r.place DESC
+"""
+
 
 def _checked(memory: Memory[RowWriter], head: asyncpg.Record | None) -> asyncpg.Record:
     """The head that a statement read, noted, if it is in the history that is remembered."""
@@ -419,6 +447,14 @@ async def _connect(url: str) -> Connection:
             url, timeout=CONNECT_SECONDS_MAX, command_timeout=HEAD_SECONDS_MAX
         )
         return connection
+
+
+async def _offer_domains(connection: Connection) -> None:
+    """Make the domains of merging columns where they are missing. What cannot be made now is asked
+    for when a column needs it: most realms have none."""
+    with translated(), suppress(asyncpg.PostgresError):
+        async with connection.transaction(isolation="read_committed"):
+            await make_domains(connection)
 
 
 async def _to_its_end(work: Coroutine[Any, Any, _T]) -> _T:

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from reunite.cells.register import Value
+from reunite.overwritten import ROW_PLACES_MAX, Loss, newest
 from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables
 from reunite_transport.relay.postgres_errors import ConnectionLost, translated
 from reunite_transport.relay.postgres_rows import RowWriter
@@ -25,6 +26,27 @@ WITH given AS (
     WHERE r.replica = g.replica
 )
 UPDATE {own.head} SET seq = $1, token = $2
+"""
+
+# Each row's places go on where its history has got to, and what is ROW_PLACES_MAX behind goes.
+_OVERWRITE: Final = f"""
+WITH given AS (
+    SELECT tbl, key, place, replaced_by, document
+    FROM unnest($2::integer[], $3::bytea[], $4::bigint[], $5::bytea[], $6::bytea[])
+        AS g (tbl, key, place, replaced_by, document)
+), touched AS (
+    SELECT g.tbl, g.key, max(g.place) AS added, coalesce((
+        SELECT h.place FROM {{own.history}} AS h
+        WHERE h.tbl = g.tbl AND h.key = g.key ORDER BY h.place DESC LIMIT 1
+    ), 0) AS reached
+    FROM given AS g GROUP BY g.tbl, g.key
+), ended AS (
+    DELETE FROM {{own.history}} AS h USING touched AS t
+    WHERE h.tbl = t.tbl AND h.key = t.key AND h.place <= t.reached + t.added - {ROW_PLACES_MAX}
+)
+INSERT INTO {{own.history}} (tbl, key, place, seq, replaced_by, document)
+SELECT g.tbl, g.key, t.reached + g.place, $1, g.replaced_by, g.document
+FROM given AS g JOIN touched AS t USING (tbl, key)
 """
 
 
@@ -107,7 +129,11 @@ class PostgresTransaction:
         return await self._writer.write(self._connection, changes)
 
     async def finish(
-        self, token: bytes, documents: Mapping[RowId, bytes], accepted: Sequence[Accepted]
+        self,
+        token: bytes,
+        documents: Mapping[RowId, bytes],
+        accepted: Sequence[Accepted],
+        losses: Mapping[RowId, Sequence[Loss]] = {},
     ) -> None:
         """Record the commit; it takes effect when the block ends."""
         new = [row for row in documents if row in self._absent]
@@ -134,6 +160,10 @@ class PostgresTransaction:
                     [row.key for row in other],
                     [documents[row] for row in other],
                 )
+            if losses:
+                await self._connection.execute(
+                    _OVERWRITE.format(own=own), self.seq, *_placed(losses)
+                )
             await self._connection.execute(
                 _FINISH.format(own=own),
                 self.seq,
@@ -144,3 +174,16 @@ class PostgresTransaction:
                 [changeset.nonce for changeset in accepted],
             )
         self.token = token
+
+
+def _placed(losses: Mapping[RowId, Sequence[Loss]]) -> tuple[list[object], ...]:
+    """The columns of the newest losses: table, key, place among the row's, stamp and document."""
+    columns: tuple[list[object], ...] = ([], [], [], [], [])
+    for row, found in losses.items():
+        place = 0
+        for loss in newest(found):
+            place += loss.places
+            fields = row.table, row.key, place, loss.replaced_by, loss.document
+            for column, value in zip(columns, fields, strict=True):
+                column.append(value)
+    return columns

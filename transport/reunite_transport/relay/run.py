@@ -44,6 +44,7 @@ async def running_relay(
     port: int = DEFAULT_PORT,
     create_tables: bool | None = None,
     refill: bool = True,
+    history: bool = True,
     insecure: bool = False,
     settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[RunningRelay]:
@@ -52,7 +53,8 @@ async def running_relay(
 
     Without the URL `postgres` an embedded server runs in the folder `data`, with these Postgres
     `settings`. `create_tables` is then on unless said otherwise, and off on a server of yours. With
-    `refill` clients bring back what a restored database has lost.
+    `refill` clients bring back what a restored database has lost, and with `history` values that
+    merges overwrite are kept.
     Raises UsageError, StoreError and EmbeddedPostgresError.
     """
     if postgres is not None:
@@ -70,6 +72,7 @@ async def running_relay(
             port=port,
             create_tables=folder is not None if create_tables is None else create_tables,
             refill=refill,
+            history=history,
             insecure=insecure,
         )
         stack.push_async_callback(relay.close)

@@ -23,13 +23,15 @@ async def serve(
     port: int = 0,
     create_tables: bool = True,
     refill: bool = True,
+    history: bool = True,
     insecure: bool = False,
     limits: Limits | None = None,
 ) -> "Relay":
     """Start a relay for the realm in `store`; it accepts connections when this returns.
 
     Port 0 takes a free one. `create_tables` lets clients add tables and columns to the realm;
-    with `refill` they bring back what a restored database has lost.
+    with `refill` they bring back what a restored database has lost; with `history` values that
+    merges overwrite are kept, and told to clients.
     `insecure` allows a host that others can reach, where nobody has to sign in. The store stays
     the caller's, who closes it after the relay. Raises UsageError for a host or port that cannot
     be had, StoreError when the database does not answer.
@@ -41,7 +43,9 @@ async def serve(
             " in a network that you trust"
         )
     relay = Relay(
-        await open_service(store, create_tables=create_tables, refill=refill, limits=limits)
+        await open_service(
+            store, create_tables=create_tables, refill=refill, history=history, limits=limits
+        )
     )
     try:
         await relay._start(host, port)

@@ -60,18 +60,22 @@ async def open_service(
     *,
     create_tables: bool = True,
     refill: bool = True,
+    history: bool = True,
     limits: Limits | None = None,
     new_token: Callable[[], bytes] = random_token,
 ) -> "Service":
     """Begin to serve the realm in `store`, which stays the caller's, who closes it after the
     service. `create_tables` lets clients add tables and columns to the realm; `refill` takes
-    what clients offer again when the database was restored from a backup; `new_token` makes the
-    name of a commit, TOKEN_BYTES bytes of chance. Raises StoreError when the database does not
-    answer."""
+    what clients offer again when the database was restored from a backup; with `history` values
+    that merges overwrite are kept, and told to clients; `new_token` makes the name of a commit,
+    TOKEN_BYTES bytes of chance. Raises StoreError when the database does not answer."""
     head, _ = await store.head()
     hub = Hub(head=head, registry=await store.registry())
-    flusher = Flusher(store, hub, new_token=new_token, commit=partial(commit_batch, refill=refill))
-    service = Service(store, hub, flusher, create_tables, limits or Limits())
+    commit = partial(commit_batch, refill=refill, history=history)
+    flusher = Flusher(store, hub, new_token=new_token, commit=commit)
+    service = Service(
+        store, hub, flusher, create_tables=create_tables, history=history, limits=limits or Limits()
+    )
     service.start()
     return service
 
@@ -80,13 +84,21 @@ class Service:
     """A relay process, but for its sockets; made by `open_service`."""
 
     def __init__(
-        self, store: Store, hub: Hub, flusher: Flusher, create_tables: bool, limits: Limits
+        self,
+        store: Store,
+        hub: Hub,
+        flusher: Flusher,
+        *,
+        create_tables: bool,
+        history: bool,
+        limits: Limits,
     ) -> None:
         """Put the parts together; `start` starts them."""
         self.store = store
         self.hub = hub
         self.flusher = flusher
         self.create_tables = create_tables
+        self.history = history
         self.limits = limits
         # In the order in which they came: a set's order would be another in each run.
         self.connections: dict[Connection, None] = {}

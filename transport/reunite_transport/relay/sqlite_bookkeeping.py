@@ -20,6 +20,14 @@ FORMAT: Final = 1
 _VARIABLES_MAX: Final = 900
 _REPLICA_BYTES: Final = 8
 
+# What commits overwrote, the newest of each row: a document of the cells that gave way, the stamp
+# of what took their place, and the commit. place counts within a row, a large document by its size,
+# so that a row can end its history. Of a later release of this format: made in files that lack it.
+_HISTORY: Final = """CREATE TABLE IF NOT EXISTS _reunite_history (
+    tbl INTEGER NOT NULL, key BLOB NOT NULL, place INTEGER NOT NULL, seq INTEGER NOT NULL,
+    replaced_by BLOB NOT NULL, document BLOB NOT NULL, PRIMARY KEY (tbl, key, place)
+) WITHOUT ROWID"""
+
 _DDL: Final = (
     # Which realm this file is, and the format of these tables. One row.
     """CREATE TABLE _reunite_meta (
@@ -112,6 +120,7 @@ def bootstrap(
             connection.execute(
                 "INSERT INTO _reunite_head (seq, token, registry) VALUES (0, x'', 0)"
             )
+        connection.execute(_HISTORY)
         found = connection.execute("SELECT realm, format FROM _reunite_meta").fetchone()
     if found is None:
         raise StoreError(f"{path}: _reunite_meta is empty; restore this file")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from reunite.cells.register import Value
 from reunite.schema import Column, ForeignKey, Table, ascii_lower, quoted
+from reunite.types import plain_type
 from reunite_transport.relay.sqlite_bookkeeping import in_batches
 from reunite_transport.relay.store import Violation
 
@@ -81,8 +82,8 @@ def _columns(table: Table, names: Iterable[str]) -> tuple[Column, ...]:
 
 
 def _type(column: Column) -> str:
-    """What must be equal on both sides: the logical type without bounds, where none is text."""
-    kind = column.type.partition("(")[0]
+    """What must be equal on both sides: the plain type, where none is text."""
+    kind = plain_type(column.type)
     return "text" if kind == "any" else kind
 
 

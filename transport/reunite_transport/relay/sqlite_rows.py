@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 from reunite.cells.register import Value, same
-from reunite.document import Document, cell_key
+from reunite.columns import Columns
+from reunite.document import Document
 from reunite.errors import FormatError
 from reunite.keys import unpack_key
-from reunite.schema import Column, Table, ascii_lower, default_value, quoted, through_affinity
+from reunite.schema import Column, Table, ascii_lower, quoted, through_affinity
 from reunite_transport.relay.sqlite_bookkeeping import in_batches
 from reunite_transport.relay.sqlite_errors import translated
 from reunite_transport.relay.sqlite_references import Reference, references
@@ -33,16 +34,15 @@ _Made: TypeAlias = dict[RowId, dict[int, Value]]
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What writing a table needs of its description. `defaults` are what a missing cell means;
-    `exact` are the classes of values that each key column keeps as they are."""
+    """What writing a table needs of its description. `exact` are the classes of values that each
+    key column keeps as they are."""
 
     table: Table
     name: str
     keys: tuple[Column, ...]
     exact: tuple[frozenset[type], ...]
     cells: tuple[Column, ...]
-    cell_keys: tuple[int, ...]
-    defaults: tuple[Value, ...]
+    columns: Columns
     insert: str
     delete: str
 
@@ -108,7 +108,7 @@ class RowWriter:
             elif not was:
                 write.inserts.append(_Row(change, key, tuple(range(len(shape.cells)))))
             else:
-                places = _changed(shape, change.before, change.after)
+                places = tuple(shape.columns.changed(change.before, change.after))
                 if places:
                     write.updates.append(_Row(change, key, places))
         for shape, inserts, _, _ in writes.values():
@@ -126,8 +126,7 @@ def _shape_of(table: Table) -> _Shape:
         keys=table.key,
         exact=tuple(_exact_classes(table, column) for column in table.key),
         cells=table.cells,
-        cell_keys=tuple(cell_key(column.id) for column in table.cells),
-        defaults=tuple(map(default_value, table.cells)),
+        columns=Columns(table.cells),
         insert=f"INSERT INTO {name} ({names}) VALUES ({', '.join('?' * len(columns))})",
         delete=f"DELETE FROM {name} WHERE {_is_key(table)}",
     )
@@ -166,33 +165,8 @@ def _check_keys(shape: _Shape, rows: Sequence[_Row]) -> None:
             )
 
 
-def _changed(shape: _Shape, before: Document, after: Document) -> tuple[int, ...]:
-    """Places of the cells to write. A cell that was missing stood at its default."""
-    old, new = before.cells, after.cells
-    if old is new:
-        return ()
-    changed = []
-    for place, key in enumerate(shape.cell_keys):
-        cell = new.get(key)
-        was = old.get(key)
-        if cell is not was and cell is not None:
-            value = shape.defaults[place] if was is None else was[1]
-            if not same(value, cell[1]):
-                changed.append(place)
-    return tuple(changed)
-
-
-def _values(shape: _Shape, document: Document, places: Iterable[int]) -> list[Value]:
-    cells = document.cells
-    if tuple(cells) == shape.cell_keys:
-        found = [cell[1] for cell in cells.values()]
-        return [found[place] for place in places]
-    return [
-        cells[shape.cell_keys[place]][1]
-        if shape.cell_keys[place] in cells
-        else shape.defaults[place]
-        for place in places
-    ]
+def _values(shape: _Shape, document: Document, places: Sequence[int]) -> list[Value]:
+    return shape.columns.values_at(document, places)
 
 
 def _insert(connection: sqlite3.Connection, shape: _Shape, rows: Sequence[_Row]) -> None:

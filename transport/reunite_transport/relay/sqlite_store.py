@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 
 from reunite.driver import real_clock
 from reunite.errors import FormatError, TableError
+from reunite.overwritten import Loss
 from reunite.schema import Table
 from reunite_transport.messages import Section, Verdict
 from reunite_transport.relay.history import compared
@@ -38,7 +39,7 @@ from reunite_transport.relay.sqlite_registry import create as create_growth
 from reunite_transport.relay.sqlite_registry import read_registry
 from reunite_transport.relay.sqlite_rows import RowWriter
 from reunite_transport.relay.sqlite_transaction import SqliteTransaction
-from reunite_transport.relay.store import Busy, FeedPage, Greeting, WentBack
+from reunite_transport.relay.store import Busy, FeedPage, Greeting, RowId, WentBack
 
 # Another process holds the lock for a commit: milliseconds, of the largest changeset seconds.
 RETRY_SECONDS_MIN: Final = 0.001
@@ -71,7 +72,7 @@ async def open_sqlite(
         realm = await _patiently(lambda: bootstrap(connection, path, chance))
         reader = stack.enter_context(closing(connect(path, durable=durable, reading=True)))
         stack.pop_all()
-    return SqliteStore(connection, reader, realm, new_replica_id(chance), clock)
+    return SqliteStore(connection, reader, realm, chance, clock)
 
 
 class _Unfinished(Exception):
@@ -86,11 +87,12 @@ class SqliteStore:
         connection: sqlite3.Connection,
         reader: sqlite3.Connection,
         realm: bytes,
-        replica: int,
+        chance: Callable[[int], bytes],
         clock: Callable[[], int],
     ) -> None:
         self.realm = realm
-        self.replica = replica
+        self.replica = new_replica_id(chance)
+        self._chance = chance
         self._connection = connection
         # Of its own, as the other one would read what is not committed yet.
         self._reader = reader
@@ -192,9 +194,23 @@ class SqliteStore:
             lambda head: _read_page(self._reader, head, (seq, table, key), rows_max, bytes_max),
         )
 
+    async def losses(self, row: RowId) -> tuple[Loss, ...]:
+        """What commits overwrote of a row, the newest first."""
+        found = await self._reading(
+            self._memory,
+            lambda _head: self._reader.execute(
+                "SELECT document, replaced_by FROM _reunite_history WHERE tbl = ? AND key = ?"
+                " ORDER BY place DESC",
+                (row.table, row.key),
+            ).fetchall(),
+        )
+        return tuple(Loss(*line) for line in found)
+
     def forget(self) -> None:
         """Remember nothing of the history so far; see the contract."""
         self._memory = Memory(RowWriter(()))
+        # What was written under the old id may be gone, and be offered back by clients.
+        self.replica = new_replica_id(self._chance)
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit's (seq, token)."""

@@ -3,12 +3,22 @@
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 from reunite.cells.register import Value
+from reunite.overwritten import ROW_PLACES_MAX, Loss, newest
 from reunite_transport.relay.sqlite_bookkeeping import in_batches
 from reunite_transport.relay.sqlite_errors import translated
 from reunite_transport.relay.sqlite_rows import RowWriter
 from reunite_transport.relay.store import Accepted, RowChange, RowId, Standing, StoreError
+
+_OVERWRITE: Final = """
+INSERT INTO _reunite_history (tbl, key, place, seq, replaced_by, document)
+VALUES (?1, ?2, ?3 + coalesce(
+    (SELECT max(place) FROM _reunite_history WHERE tbl = ?1 AND key = ?2), 0), ?4, ?5, ?6)"""
+_END: Final = """
+DELETE FROM _reunite_history WHERE tbl = ?1 AND key = ?2 AND place <= (
+    SELECT max(place) FROM _reunite_history WHERE tbl = ?1 AND key = ?2) - ?3"""
 
 
 class SqliteTransaction:
@@ -95,7 +105,11 @@ class SqliteTransaction:
         return self._writer.write(self._connection, changes)
 
     async def finish(
-        self, token: bytes, documents: Mapping[RowId, bytes], accepted: Sequence[Accepted]
+        self,
+        token: bytes,
+        documents: Mapping[RowId, bytes],
+        accepted: Sequence[Accepted],
+        losses: Mapping[RowId, Sequence[Loss]] = {},
     ) -> None:
         """Record the commit; it takes effect when the block ends."""
         with translated():
@@ -104,6 +118,17 @@ class SqliteTransaction:
                 " ON CONFLICT (tbl, key) DO UPDATE"
                 " SET seq = excluded.seq, document = excluded.document",
                 [(row.table, row.key, self.seq, data) for row, data in documents.items()],
+            )
+            self._connection.executemany(
+                _OVERWRITE,
+                [
+                    (row.table, row.key, loss.places, self.seq, loss.replaced_by, loss.document)
+                    for row, found in losses.items()
+                    for loss in newest(found)
+                ],
+            )
+            self._connection.executemany(
+                _END, [(row.table, row.key, ROW_PLACES_MAX) for row in losses]
             )
             self._connection.execute(
                 "INSERT INTO _reunite_commits (seq, token, at, relay) VALUES (?, ?, ?, ?)",

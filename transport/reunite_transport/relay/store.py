@@ -12,6 +12,7 @@ from typing import Protocol
 
 from reunite.document import Document
 from reunite.errors import ReuniteError
+from reunite.overwritten import Loss
 from reunite.schema import Table
 from reunite_transport.messages import Section, Verdict
 
@@ -134,10 +135,15 @@ class StoreTransaction(Protocol):
         ...
 
     async def finish(
-        self, token: bytes, documents: Mapping[RowId, bytes], accepted: Sequence[Accepted]
+        self,
+        token: bytes,
+        documents: Mapping[RowId, bytes],
+        accepted: Sequence[Accepted],
+        losses: Mapping[RowId, Sequence[Loss]] = {},
     ) -> None:
-        """Record the documents at `seq`, the commit and its changesets; advance the head. The
-        transaction commits when its block ends."""
+        """Record the documents at `seq`, the commit and its changesets, and what it overwrote, in
+        order; advance the head. Of each row's losses the newest stay that ROW_PLACES_MAX places
+        hold. The transaction commits when its block ends."""
         ...
 
 
@@ -151,7 +157,7 @@ class Store(Protocol):
     realm: bytes
     """The realm's identity, 16 random bytes made once."""
     replica: int
-    """This relay process's own replica id, new at every start."""
+    """This relay process's own replica id, new at every start and after `forget`."""
 
     async def registry(self) -> tuple[Table, ...]:
         """All tables, numbered, parents before children."""
@@ -176,6 +182,10 @@ class Store(Protocol):
 
     async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
         """The next rows after (seq, within), of one snapshot, with at least one row if any."""
+        ...
+
+    async def losses(self, row: RowId) -> tuple[Loss, ...]:
+        """What commits overwrote of a row, the newest first."""
         ...
 
     def forget(self) -> None:

@@ -1,0 +1,118 @@
+"""Counters: everybody's increments add up, each once, whatever was sent again, refused or lost.
+
+An independent model: a sum of what each transaction added to the number that it had read. It is one
+number where it is known how often each counts, and else lies between two.
+"""
+
+from collections.abc import Iterable, Iterator
+from math import inf
+from typing import NamedTuple
+
+from reunite_simulations.changes import Cell, Change, Count, cells
+from reunite_simulations.checkers import Observed
+
+
+class Bounds(NamedTuple):
+    """A number lies between these, which are equal when it is known."""
+
+    low: float
+    high: float
+
+    def plus(self, other: "Bounds") -> "Bounds":
+        """The sum of two numbers."""
+        return Bounds(self.low + other.low, self.high + other.high)
+
+    def or_nothing(self) -> "Bounds":
+        """The number, or 0."""
+        return Bounds(min(self.low, 0), max(self.high, 0))
+
+    def counted(self, count: Count) -> "Bounds":
+        """What it adds when it counts so often."""
+        match count:
+            case Count.NEVER:
+                return Bounds(0, 0)
+            case Count.ONCE:
+                return self
+            case Count.PERHAPS:
+                return self.or_nothing()
+            case Count.ANY:
+                return Bounds(-inf if self.low < 0 else 0, inf if self.high > 0 else 0)
+
+
+class Counters:
+    """The final numbers against the sums of the history."""
+
+    promise = "counters add up"
+    looks = False
+
+    def during(self, world: Observed) -> Iterable[str]:
+        """Nothing before the end: whoever has not heard of an increment has another sum."""
+        return ()
+
+    def at_end(self, world: Observed) -> Iterable[str]:
+        """Every counter is the sum of what counts."""
+        for cell in cells(world, "counter", int):
+            yield from _differences(cell)
+
+
+def _differences(cell: Cell) -> Iterator[str]:
+    final = _number(cell.final)
+    total = sum_of(cell)
+    if total.low <= final <= total.high:
+        return
+    wanted = f"{total.low}" if total.low == total.high else f"{total.low} to {total.high}"
+    yield f"{cell.name} is {final}, and what was counted makes {wanted}"
+
+
+def sum_of(cell: Cell) -> Bounds:
+    """What a counter is in the end."""
+    total = _beginning(cell)
+    made: list[tuple[Change, Bounds]] = []
+    for change in cell.changes:
+        if change.after is None:
+            continue
+        after = _number(change.after)
+        if change.hidden:
+            known = _known(cell, change, made)
+            added = Bounds(after - known.high, after - known.low)
+        else:
+            before = _number(change.before or 0)
+            added = Bounds(after - before, after - before)
+        made.append((change, added))
+        total = total.plus(added.counted(change.count))
+    return total
+
+
+def _beginning(cell: Cell) -> Bounds:
+    """What it was before anybody counted. Where a row that was there first is made once more, the
+    greater beginning counts; a counter that began with NULL began at 0."""
+    default = _number(cell.default or 0)
+    covered = any(change.after is None for change in cell.changes)
+    inserted = any(change.inserts for change in cell.changes)
+    if not cell.in_first:
+        begins = [default, 0] if covered else [default]
+    else:
+        started = _number(cell.started or 0)
+        begins = [started, _joined(started, default)] if inserted else [started]
+    return Bounds(min(begins), max(begins))
+
+
+def _joined(one: int, other: int) -> int:
+    return max(one, other, 0) - max(-one, -other, 0)
+
+
+def _known(cell: Cell, change: Change, made: list[tuple[Change, Bounds]]) -> Bounds:
+    """What a file may have held that nobody could read there."""
+    start = _beginning(cell)
+    default = _number(cell.default or 0)
+    known = Bounds(min(start.low, default, 0), max(start.high, default, 0))
+    for earlier, added in made:
+        mine = earlier.made.client == change.made.client and earlier.count is Count.ONCE
+        same_life = earlier.made.life == change.made.life
+        known = known.plus(added if mine and same_life else added.or_nothing())
+    return known
+
+
+def _number(found: object) -> int:
+    assert isinstance(found, int)
+    return found
