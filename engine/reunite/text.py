@@ -65,6 +65,12 @@ def read(state: State, cell: TextCell) -> bytes:
     if document is None or not document.alive:
         table = state.tables[cell.ref.table].table.name
         raise UsageError(f"table {table!r} has no row with the key {cell.ref.key!r}")
+    if row.mark is not None:
+        # Its table does not have it as the document does; an edit would say that it has.
+        table = state.tables[cell.ref.table].table.name
+        raise UsageError(
+            f"the row of {table!r} with the key {cell.ref.key!r} is {row.mark}: see reunite_rows"
+        )
     return state.shapes[cell.ref.table].columns.state(document, cell.column, TEXT_KIND)
 
 

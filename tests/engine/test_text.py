@@ -211,3 +211,23 @@ def test_what_was_refused_leaves_an_open_text(make_peer: MakePeer, relay: Relay)
     asyncio.run(work())
     relay.sync(peer)
     assert peer.rows(BODY) == [("hello, world kept",)]
+
+
+def test_a_row_that_is_blocked_is_not_opened(make_peer: MakePeer, relay: Relay) -> None:
+    strict = NOTE.replace("title TEXT", "title TEXT CHECK (title <> 'x')")
+    peer, other = make_peer(NOTE), make_peer(strict)
+    for each in (peer, other):
+        each.track("note")
+        relay.sync(each)
+    peer.commit("INSERT INTO note VALUES (1, 'x', 'abc')")
+    relay.sync(peer, other)
+    assert other.states("note") == {1: "blocked"}
+
+    async def work() -> None:
+        async with Database(other.path, clock=other.clock) as db:
+            with pytest.raises(UsageError, match="blocked"):
+                async with db.text("note", 1, "body"):
+                    pass
+
+    asyncio.run(work())
+    assert other.states("note") == {1: "blocked"}
