@@ -26,12 +26,14 @@ from reunite.schema import (
     to_wire,
 )
 
+# Names that reunite and Postgres keep for themselves.
+TAKEN = {"reunite_rows", "reunite_rejected", "ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"}
 NAMES = st.one_of(
     st.sampled_from(["id", "ID2", "select", 'a "b"', "it's", "100%", "naïve café", "x y", "--"]),
     st.text(
         st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=15
     ),
-).filter(lambda name: not name.lower().startswith(("_reunite_", "sqlite_")))
+).filter(lambda name: name not in TAKEN and not name.lower().startswith(("_reunite_", "sqlite_")))
 GOLDEN = Path(__file__).parent.parent / "golden" / "merging-columns-1.json"
 DECLARED = st.sampled_from(
     [
