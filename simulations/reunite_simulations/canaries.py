@@ -12,15 +12,15 @@ from dataclasses import replace
 from typing import Any, Final, TypeAlias
 from unittest.mock import patch
 
-from reunite import columns, document, fold, inbox, outbox, verdicts
+from reunite import columns, document, fold, inbox, outbox, rebase, verdicts
 from reunite.cells import counter, yjs
 from reunite.cells.kinds import Author, Edit
 from reunite.cells.text_edit import Replacement
-from reunite.document import Document
-from reunite.payload import StatedRows, Statement
+from reunite.document import KIND_MASK, Document, decode
+from reunite.payload import Entry, StatedRows, Statement
 from reunite.replica import Replica
 from reunite.shape import Shape
-from reunite.state import State
+from reunite.state import State, StateCache
 from reunite_transport.messages import Verdict
 from reunite_transport.relay import service, sqlite_store
 from reunite_transport.relay.commit import Changeset, Outcome, commit_batch
@@ -285,6 +285,33 @@ def counts_the_whole_number() -> AbstractContextManager[object]:
     return patch.object(counter, "edit", edit)
 
 
+def keeps_what_was_refused_counted() -> AbstractContextManager[object]:
+    """An increment that follows a refused one is sent as it was made, on top of it."""
+    real = rebase._made_anew
+
+    def made_anew(state: State, entry: Entry, *rest: Any, **named: Any) -> Entry:
+        made, old = decode(real(state, entry, *rest, **named).document), decode(entry.document)
+        cells = {
+            key: old.cells[key] if key & KIND_MASK == counter.KIND and key in old.cells else cell
+            for key, cell in made.cells.items()
+        }
+        return entry._replace(document=document.encode(made._replace(cells=cells)))
+
+    return patch.object(rebase, "_made_anew", made_anew)
+
+
+def counts_in_every_copy() -> AbstractContextManager[object]:
+    """A copied file sends what it had pending as work of its own, whatever is in already."""
+    real = verdicts.rejoin
+
+    def rejoin(state: State, _known: object) -> None:
+        real(state, ())
+        for changeset in list(outbox.pending(state.conn)):
+            outbox.renew(state, changeset.id)
+
+    return patch.object(verdicts, "rejoin", rejoin)
+
+
 @contextmanager
 def keeps_the_last_set() -> Iterator[None]:
     """A set is a value of which the later wins."""
@@ -327,6 +354,19 @@ def writes_lists_whole() -> AbstractContextManager[object]:
     return patch.object(yjs, "_write_list", write)
 
 
+def types_under_one_id() -> AbstractContextManager[object]:
+    """All that a file ever writes into texts is numbered by one client id of Yjs, also after it
+    went back to before what it had sent."""
+    real = StateCache.load
+
+    def load(self: StateCache, *arguments: Any) -> State:
+        state = real(self, *arguments)
+        state.session = state.meta.replica
+        return state
+
+    return patch.object(StateCache, "load", load)
+
+
 # As the engine was.
 
 
@@ -355,10 +395,13 @@ CANARIES: Final[Mapping[str, Canary]] = {
         keeps_no_trace,
         counts_from_the_document,
         counts_the_whole_number,
+        keeps_what_was_refused_counted,
+        counts_in_every_copy,
         keeps_the_last_set,
         types_the_whole_text,
         writes_objects_whole,
         writes_lists_whole,
+        types_under_one_id,
         refuses_large_documents,
     )
 }

@@ -108,10 +108,10 @@ class Cell:
         yield from by_run.values()
 
     def last_hidden(self) -> int:
-        """The place of the last change that may have taken away what it had not read; -1 for
-        none."""
+        """The place of the last change that may have taken away what it had not read; -2 for none,
+        which is before the beginning at -1."""
         places = [place for place, c in enumerate(self.changes) if c.over_hidden and _may(c)]
-        return max(places, default=-1)
+        return max(places, default=-2)
 
 
 def _may(change: Change) -> bool:

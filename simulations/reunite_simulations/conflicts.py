@@ -3,22 +3,25 @@
 Read from the history and the relay's rows in the end, as the checkers do; nothing of stamps or
 documents. A workload writes a value only once, so the value that a write replaced names the write
 that it had seen, and two writes that replaced one value are a fork. What cannot be told so for
-certain (NULL that many wrote, a file that went back in time) is left out.
+certain (NULL that many wrote, a file that went back in time) is left out. A column that merges is
+told by its parts: two writes of one value, and what each put into it that is there together later.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, TypeAlias
 
 from reunite.cells.register import Value
 from reunite.keys import stored_key
-from reunite.schema import Table
+from reunite.schema import Column, Table
 from reunite_simulations import observe
 from reunite_simulations.checkers import Observed, rejections
+from reunite_simulations.contents import content, means_the_same, merges
 from reunite_simulations.history import Cells, Key, Outcome, Transaction, Verb, Write
 from reunite_simulations.rows import is_free
+from reunite_simulations.trees import parts_of
 from reunite_simulations.values import occurs_once
 
 # A write is compared with so many later ones of its row: who has not seen it by then is rare.
@@ -109,6 +112,8 @@ def found(world: Observed) -> Conflicts:
         names = [column.name for column in table.cells]
         final = dict(zip(names, row, strict=True)) if row is not None else {}
         merged += _kept(name, key, registers, steps, final)
+        for merging in filter(merges, table.cells):
+            merged += _kept_inside(name, key, merging, steps, final)
     return Conflicts(
         sorted(merged, key=attrgetter("second.at")),
         sorted(overwritten, key=lambda each: max(each.loser.at, each.winner.at)),
@@ -248,6 +253,39 @@ def _kept(
                     )
                     yield Merged(table, key, ours, theirs)
                     break
+
+
+def _kept_inside(
+    table: str, key: Key, column: Column, steps: Sequence[_Step], row: Cells
+) -> Iterator[Merged]:
+    """Pairs of edits of one value, of which something is there together later."""
+    name = column.name
+    edits = [
+        (number, step, write)
+        for number, (step, write) in enumerate(steps)
+        if write.verb is Verb.UPDATE and name in write.cells and name in write.before
+        if _certain(step)
+    ]
+    values = [*(write.before.get(name) for _, write in steps), row.get(name)]
+    seen = [parts_of(content(column, value)) for value in values]
+    for place, (_, step, write) in enumerate(edits):
+        mine = _new_parts(column, write)
+        for number, later, other in edits[place + 1 : place + 1 + LATER_WRITES_MAX]:
+            apart = means_the_same(column, write.before[name], other.before[name])
+            if later.client == step.client or not apart or not mine:
+                continue
+            theirs = _new_parts(column, other) - mine
+            for held in seen[number + 1 :]:
+                if mine & held and theirs & held:
+                    one, two = min(mine & held), min(theirs & held)
+                    ours = Side(step.client, step.at, {name: one})
+                    yield Merged(table, key, ours, Side(later.client, later.at, {name: two}))
+                    break
+
+
+def _new_parts(column: Column, write: Write) -> Set[str]:
+    before, after = (content(column, each[column.name]) for each in (write.before, write.cells))
+    return parts_of(after) - parts_of(before)
 
 
 def _besides(write: Write, other: Write, registers: Mapping[str, _Register]) -> Cells:

@@ -1,20 +1,21 @@
-"""Trees: JSON taken apart into what merges by itself: members of objects, and items of lists.
+"""Trees: values taken apart into what merges by itself: members of objects, items of lists, words.
 
 A place is the way to it: the keys of objects, and `#` with an item's name for an object in a list.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from reunite.cells.json_text import canonical
-from reunite_simulations.contents import Content, item_name
+from reunite_simulations.contents import Content, item_name, words
 
 Place: TypeAlias = tuple[str, ...]
 
 # What stands for an object and for a list where a value is asked for: they are what is in them.
 OBJECT: Final = "an object"
 LIST: Final = "a list"
+_KINDS: Final = frozenset({OBJECT, LIST})
 
 
 @dataclass(slots=True)
@@ -39,6 +40,19 @@ def tree_of(found: Content | None) -> Tree:
     if isinstance(found, dict | list):
         _take(tree, found, ())
     return tree
+
+
+def parts_of(found: Content | None) -> Set[str]:
+    """What is in a value by itself, for people: words, elements, items, members. A number has no
+    parts."""
+    if isinstance(found, str):
+        return frozenset(words(found))
+    if isinstance(found, Set):
+        return found
+    tree = tree_of(found)
+    members = [(place, value) for place, value in tree.values.items() if value not in _KINDS]
+    items = [(place, name) for place, names in tree.lists.items() for name in names]
+    return frozenset(" ".join((*place, part)) for place, part in (*members, *items))
 
 
 def item_place(place: Place, name: str) -> Place:

@@ -1,12 +1,13 @@
 """Every engine that is broken on purpose is caught by a checker, in a seed that is pinned."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from reunite_simulations import faults
 from reunite_simulations.canaries import CANARIES
 from reunite_simulations.seeds import own_schema, run_seed
+from reunite_simulations.workload import Mix
 from reunite_simulations.world import Settings
 
 
@@ -19,7 +20,16 @@ class Pin:
     faults: str = "all"
     replicas: int = 5
     minutes: float = 2.0
+    schema: str = own_schema()
+    mix: Mix = field(default_factory=Mix)
+    writes_per_minute: float = 8.0
 
+
+# Two texts that everybody types into all the time.
+TYPING = """
+    CREATE TABLE note (id INTEGER PRIMARY KEY, body CRDT_TEXT NOT NULL DEFAULT '');
+    INSERT INTO note VALUES (1, 'one two three'), (2, 'four five six');
+"""
 
 PINS = {
     "acknowledges-before-commit": Pin("durability", 1),
@@ -40,10 +50,27 @@ PINS = {
     "keeps-no-trace": Pin("constraints hold", 2),
     "counts-from-the-document": Pin("counters add up", 2),
     "counts-the-whole-number": Pin("counters add up", 1),
+    # These need many that cannot send for a while.
+    "keeps-what-was-refused-counted": Pin(
+        "counters add up", 17, faults="partition,island", minutes=4.0
+    ),
+    "counts-in-every-copy": Pin(
+        "counters add up", 13, faults="copied,island,partition", minutes=4.0
+    ),
     "keeps-the-last-set": Pin("sets keep what was added", 2),
     "types-the-whole-text": Pin("texts keep what was typed", 2),
     "writes-objects-whole": Pin("lists and JSON merge by their parts", 2),
     "writes-lists-whole": Pin("lists and JSON merge by their parts", 2),
+    # What was lost with the file and what is typed then have to be in one text.
+    "types-under-one-id": Pin(
+        "texts keep what was typed",
+        1,
+        faults="power,island,partition,crash",
+        minutes=3.0,
+        schema=TYPING,
+        mix=Mix(insert=0.3, delete=0.1, merge=60.0, strangers=0.0),
+        writes_per_minute=20.0,
+    ),
     "refuses-large-documents": Pin("table == document", 2),
 }
 
@@ -52,13 +79,15 @@ PINS = {
 def test_a_broken_engine_is_caught(name: str, pin: Pin) -> None:
     settings = Settings(
         seed=pin.seed,
-        schema=own_schema(),
+        schema=pin.schema,
         replicas=pin.replicas,
         minutes=pin.minutes,
         rest_seconds=60.0,
         faults=faults.named(pin.faults),
         swarm=pin.faults == "all",
         promises=(pin.promise,),
+        workload=pin.mix,
+        writes_per_minute=pin.writes_per_minute,
     )
     with CANARIES[name]():
         assert {violation.promise for violation in run_seed(settings).violations} == {pin.promise}

@@ -1,7 +1,8 @@
 """What became of edits that did not know of each other, as a history tells it."""
 
+from reunite.cells.register import Value
 from reunite_simulations.conflicts import Conflicts, Merged, Overwritten, Side, found
-from tests.simulations.told import told
+from tests.simulations.told import told, told_post
 
 
 def test_edits_of_two_columns_that_did_not_know_of_each_other_are_merged() -> None:
@@ -57,4 +58,26 @@ def test_what_may_have_been_lost_with_its_file_says_nothing() -> None:
     world.wrote("client1", {"title": "t1"}, {})
     world.wrote("client2", {"title": "t2"}, {})
     world.history.transactions[0].doubtful = True
+    assert found(world) == Conflicts([], [])
+
+
+def test_edits_of_one_value_that_merges_are_told_by_their_parts() -> None:
+    world = told_post(body="one red two blue three", meta='{"box":{"a":"2","b":3}}')
+    world.wrote("client1", {"body": "one red two three", "meta": '{"box":{"a":"2"}}'}, {})
+    meta = '{"box":{"a":"1","b":3},"items":[1],"k":"v"}'
+    world.wrote("client2", {"body": "one two blue three", "meta": meta}, {})
+    sides = Side("client1", 1.0, {"body": "red"}), Side("client2", 2.0, {"body": "blue"})
+    others = (
+        Side("client1", 1.0, {"meta": 'box a "2"'}),
+        Side("client2", 2.0, {"meta": "box b 3"}),
+    )
+    merged = [Merged("post", (1,), *sides), Merged("post", (1,), *others)]
+    assert found(world) == Conflicts(merged, [])
+
+
+def test_an_edit_that_had_seen_what_was_typed_is_no_merge() -> None:
+    world = told_post(body="one red two blue three", votes=9)
+    world.wrote("client1", {"body": "one red two three", "votes": 7}, {})
+    seen: dict[str, Value] = {"body": "one red two three", "votes": 7}
+    world.wrote("client2", {"body": "one red two blue three", "votes": 9}, seen)
     assert found(world) == Conflicts([], [])

@@ -87,13 +87,13 @@ def _beginning(cell: Cell) -> Bounds:
     """What it was before anybody counted. Where a row that was there first is made once more, the
     greater beginning counts; a counter that began with NULL began at 0."""
     default = _number(cell.default or 0)
-    covered = any(change.after is None for change in cell.changes)
-    inserted = any(change.inserts for change in cell.changes)
-    if not cell.in_first:
-        begins = [default, 0] if covered else [default]
-    else:
-        started = _number(cell.started or 0)
-        begins = [started, _joined(started, default)] if inserted else [started]
+    begins = [default]
+    if cell.in_first:
+        begins = [_number(cell.started or 0)]
+        if any(change.inserts for change in cell.changes):
+            begins.append(_joined(begins[0], default))
+    if default and any(change.after is None for change in cell.changes):
+        begins.append(0)
     return Bounds(min(begins), max(begins))
 
 
@@ -103,9 +103,11 @@ def _joined(one: int, other: int) -> int:
 
 def _known(cell: Cell, change: Change, made: list[tuple[Change, Bounds]]) -> Bounds:
     """What a file may have held that nobody could read there."""
-    start = _beginning(cell)
-    default = _number(cell.default or 0)
-    known = Bounds(min(start.low, default, 0), max(start.high, default, 0))
+    known = _beginning(cell)
+    if change.inserts:
+        # It may never have heard of the row.
+        default = _number(cell.default or 0)
+        known = Bounds(min(known.low, default, 0), max(known.high, default, 0))
     for earlier, added in made:
         mine = earlier.made.client == change.made.client and earlier.count is Count.ONCE
         same_life = earlier.made.life == change.made.life

@@ -44,9 +44,13 @@ def _differences(cell: Cell) -> Iterator[str]:
         adds = [step for step in steps if _adds(step.change, element)]
         removes = [step for step in steps if _removes(step.change, element)]
         at_first = any(element in each for each in began)
-        if element not in final and (kept := _kept(cell, adds, removes)):
-            yield f"{cell.name} lacks {element}, which {kept.said} added and nobody took away"
-        if element in final and (said := _gone(adds, removes, at_first=at_first)):
+        last = _last_removed(cell, removes)
+        if element not in final:
+            if cell.in_first and element in _elements(cell.started) and last < -1:
+                yield f"{cell.name} lacks {element}, which was there first and nobody took away"
+            elif kept := _kept(adds, last):
+                yield f"{cell.name} lacks {element}, which {kept.said} added and nobody took away"
+        elif said := _gone(adds, removes, at_first=at_first):
             yield f"{cell.name} has {element}, {said}"
 
 
@@ -66,11 +70,15 @@ def _removes(change: Change, element: str) -> bool:
     )
 
 
-def _kept(cell: Cell, adds: Sequence[_Step], removes: Sequence[_Step]) -> Change | None:
+def _last_removed(cell: Cell, removes: Sequence[_Step]) -> int:
+    """The place of the last change that may have taken an element away. What a change had not read,
+    and does not hold itself, it may have taken away."""
+    maybe = [step.place for step in removes if step.change.count is not Count.NEVER]
+    return max([*maybe, cell.last_hidden()])
+
+
+def _kept(adds: Sequence[_Step], last: int) -> Change | None:
     """An addition that counts and that nothing later may have taken away."""
-    last = max((step.place for step in removes if step.change.count is not Count.NEVER), default=-1)
-    # What a change had not read, and does not hold itself, it may have taken away.
-    last = max(last, cell.last_hidden())
     for place, change in adds:
         if place > last and change.count is Count.ONCE and not change.over_hidden:
             return change

@@ -158,17 +158,26 @@ def _items(model: _Model, place: Place) -> Iterator[str]:
         if certain := [step for step in takes if step.change.count is Count.ONCE]:
             if times[name]:
                 yield f"{where} has {name}, which {certain[-1].change.said} had seen and taken out"
-        elif adds and adds[0].change.count is Count.ONCE and not adds[0].change.over_hidden:
-            maybe = [step.at for step in takes if step.change.count is not Count.NEVER]
-            if adds[0].at > max([*maybe, model.cell.last_hidden()]):
-                held.add(name)
-                if not times[name]:
-                    yield f"{where} lacks {name}, which {adds[0].change.said} put there"
+        elif _is_kept(model.cell, adds, takes):
+            held.add(name)
+            if not times[name]:
+                by = adds[0].change.said if adds else "everybody's first file"
+                yield f"{where} lacks {name}, which {by} put there"
     for step in model.steps:
         seen = [name for name in step.after.lists.get(place, ()) if name in held and times[name]]
         if seen != [name for name in final if name in {*seen}]:
             yield f"{where} has {final}; {step.change.said} had {seen} in this order"
             return
+
+
+def _is_kept(cell: Cell, adds: Sequence[_Step], takes: Sequence[_Step]) -> bool:
+    """Whether an item that was put there once, or was there first, cannot have been taken out."""
+    last = max([step.at for step in takes if step.change.count is not Count.NEVER], default=-2)
+    last = max(last, cell.last_hidden())
+    if not adds:
+        return cell.in_first and last < -1
+    change = adds[0].change
+    return change.count is Count.ONCE and not change.over_hidden and adds[0].at > last
 
 
 def _moved(model: _Model, place: Place) -> Set[str]:

@@ -38,29 +38,28 @@ def _differences(cell: Cell) -> Iterator[str]:
     times = Counter(found)
     unsure = _rewritten(cell)
     held: set[str] = set()
-    for word, adds in sorted(_once(cell).items()):
+    for word, (place, change) in sorted(_once(cell).items()):
         if word in unsure:
             continue
-        place, change = adds
+        count = Count.ONCE if change is None else change.count
         gone = [(at, each) for at, each in enumerate(cell.changes) if _breaks(each, word)]
         wholly = [each for _, each in gone if each.count is Count.ONCE and _deletes(each, word)]
-        if times[word] > 1 and (change is None or change.count is not Count.ANY):
+        if count is Count.ANY:
+            continue
+        if times[word] > 1:
             yield f"{cell.name} has {word!r} {times[word]} times, and it was typed once"
-        if change is not None and change.count is Count.NEVER:
-            if times[word]:
-                yield f"{cell.name} has {word!r}, which was refused or lost with its author"
-            continue
-        if change is not None and change.count is Count.ANY:
-            continue
+        if count is Count.NEVER and times[word]:
+            yield f"{cell.name} has {word!r}, which was refused or lost with its author"
         if times[word] and wholly:
             yield f"{cell.name} has {word!r}, which {wholly[-1].said} had seen and deleted"
-        if change is None or change.count is not Count.ONCE or change.over_hidden:
-            continue
-        last = max((at for at, each in gone if each.count is not Count.NEVER), default=-1)
-        if place > max(last, cell.last_hidden()):
+        # What broke it may have been refused, and the pieces deleted by others all the same.
+        last = max((at for at, _ in gone), default=-2)
+        kept = cell.in_first if change is None else not change.over_hidden
+        if count is Count.ONCE and kept and place > max(last, cell.last_hidden()):
             held.add(word)
             if word not in final:
-                yield f"{cell.name} lacks {word!r}, which {change.said} typed: {final!r}"
+                by = change.said if change is not None else "everybody's first file"
+                yield f"{cell.name} lacks {word!r}, which {by} typed: {final!r}"
     yield from _out_of_order(cell, found, held)
     if strange := _strange(cell, final):
         yield f"{cell.name} has {strange!r}, which nobody typed: {final!r}"
@@ -89,7 +88,7 @@ def _once(cell: Cell) -> dict[str, tuple[int, Change | None]]:
 def _taken(change: Change) -> Set[str]:
     if change.after is None or change.hidden:
         return frozenset()
-    return {*words(_text(change.before))} - {*words(_text(change.after))}
+    return (Counter(words(_text(change.before))) - Counter(words(_text(change.after)))).keys()
 
 
 def _breaks(change: Change, word: str) -> bool:
@@ -107,7 +106,7 @@ def _touches(change: Change, word: str) -> bool:
 
 def _deletes(change: Change, word: str) -> bool:
     """Whether an edit took a word away, and no letter of it is left in a new one."""
-    new = {*words(_text(change.after))} - {*words(_text(change.before))}
+    new = Counter(words(_text(change.after))) - Counter(words(_text(change.before)))
     return word in _taken(change) and not any(
         word[0] == other[0] or word[-1] == other[-1] for other in new
     )
