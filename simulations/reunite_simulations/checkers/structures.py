@@ -83,6 +83,9 @@ class _Model:
             had, has = step.before.containers, step.after.containers
             times.update(has - had)
             gone |= had - has
+            if step.change.count is not Count.ONCE:
+                # What was set inside goes with it where it does not count.
+                gone |= has - had
         return gone | {place for place, many in times.items() if many > 1}
 
     def tangled(self) -> Set[Place]:
