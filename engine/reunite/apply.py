@@ -95,7 +95,8 @@ def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = Fal
 
 def tidy(state: State, refs: Iterable[RowRef]) -> None:
     """Write columns that merge, of rows that are folded, as every replica shows them. A row whose
-    table does not let it keeps what it has, which is its image."""
+    table does not let it, or whose triggers would do something once more for what the app wrote
+    once, keeps what it has, which is its image."""
     for ref, row in lines_of(state.conn, refs).items():
         shape, image = state.shapes[ref.table], unpack_image(row.image)
         if image is None or row.document is None:
@@ -115,7 +116,22 @@ def tidy(state: State, refs: Iterable[RowRef]) -> None:
         sql = f"UPDATE OR ABORT {quoted(table.name)} SET {sets} WHERE {where}"
         if wanted:
             with _without_triggers_that_roll_back(state):
-                _attempt(state.conn, [(sql, [(*wanted.values(), *key)])])
+                _respell(state.conn, sql, (*wanted.values(), *key))
+
+
+def _respell(conn: sqlite3.Connection, sql: str, values: tuple[Value, ...]) -> None:
+    """Run this update of one row, unless it changes anything else but our log."""
+    changes, logged = conn.total_changes, last_captured(conn)
+    conn.execute("SAVEPOINT reunite_respell")
+    try:
+        _attempt(conn, [(sql, [values])])
+        # SQLite counts what triggers write. That tells more than the triggers' text: those that
+        # are for other columns, or have nothing to do here, are in nobody's way.
+        if conn.total_changes - changes != 1 + last_captured(conn) - logged:
+            conn.execute("ROLLBACK TO reunite_respell")
+    finally:
+        if conn.in_transaction:
+            conn.execute("RELEASE reunite_respell")
 
 
 def read_row(conn: sqlite3.Connection, shape: Shape, key: Value) -> tuple[Value, ...] | None:

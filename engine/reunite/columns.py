@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from reunite.cells import EMPTY_STATE, KINDS
+from reunite.cells import EMPTY_STATE, KINDS, counter
 from reunite.cells.counter import KIND as COUNTER
 from reunite.cells.kinds import Author
 from reunite.cells.register import Register, Value, same
@@ -151,15 +151,24 @@ class Columns:
         author: Author,
         *,
         seen: tuple[Value] | None = None,
+        hidden: bytes | None = None,
     ) -> CellEdit:
         """The edit that makes a column, by its register's key, show `value`. Where the author saw
-        another value, `seen`, than the document says, it is what was done to that."""
+        another value, `seen`, than the document says, it is what was done to that; `hidden` is the
+        state of the column's cell for the author, where that did not show."""
         for kind in self.kinds_by_key.get(key, ()):
             wanted = KINDS[kind].content(value)
             if wanted is None:
                 continue
             begun = key | kind in document.cells
             before = self.state(document, key, kind)
+            if seen is None and is_hidden(document, key | kind):
+                hidden = before
+            if kind == COUNTER and hidden is not None:
+                anew = counter.anew(before, wanted, author, hidden)
+                if anew is not None:
+                    return CellEdit(key | kind, anew.delta if begun else anew.after, anew.after)
+                continue
             if seen is not None:
                 was = KINDS[kind].content(seen[0])
                 if was is None:
@@ -250,3 +259,9 @@ def shows(cells: Mapping[int, Register], key: int) -> bool:
         for other in range(column, column + KIND_MASK + 1)
         if other in cells
     )
+
+
+def is_hidden(document: Document, key: int) -> bool:
+    """True when this cell is there and does not show: another of its column was edited last, or the
+    row is deleted."""
+    return key in document.cells and not (document.alive and shows(document.cells, key))

@@ -153,14 +153,15 @@ def insert(
     loose: bool,
     adopting: bool = False,
     attempts: int = UNREFUSED,
+    nonce: bytes | None = None,
 ) -> None:
-    """Write one new line with a fresh nonce."""
+    """Write one new line, with a fresh nonce unless it is work that had one."""
     state.conn.execute(
         "INSERT INTO _reunite_changesets (id, nonce, loose, adopting, attempts, rows, payload)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
             changeset,
-            state.chance.nonce(),
+            nonce or state.chance.nonce(),
             loose,
             adopting,
             attempts,
@@ -299,13 +300,6 @@ def thaw(state: State, after: int) -> None:
     relay takes it once, whoever sends it."""
     state.conn.execute(
         "UPDATE _reunite_changesets SET number = NULL WHERE seq IS NULL AND number > ?", (after,)
-    )
-
-
-def renew(state: State, changeset: int) -> None:
-    """Give a changeset that was refused a new nonce: what is sent next is another attempt."""
-    state.conn.execute(
-        "UPDATE _reunite_changesets SET nonce = ? WHERE id = ?", (state.chance.nonce(), changeset)
     )
 
 

@@ -3,7 +3,8 @@
 Each line is one row's intent: `kind` insert, update, delete or adopted; `values` a JSON object of
 the columns that it set (blobs as {"blob": hex}), for columns that merge what was done to them
 ({"add": 3}, {"add": [...], "remove": [...]}, {"before": ..., "after": ...}); `reason` the
-protocol's word, or `local` when the row never left this file; `message` what to do about it.
+protocol's word, `local` when the row never left this file, or `declared` for a column (without a
+row) that does not do as it is declared now; `message` what to do about it.
 """
 
 import json
@@ -14,6 +15,7 @@ from reunite.bookkeeping import Tracked
 from reunite.cells import EMPTY_STATE, KINDS
 from reunite.cells.register import Register, Value
 from reunite.clock import FLOOR, NEVER
+from reunite.columns import is_hidden
 from reunite.document import EMPTY, KIND_MASK, Document, cell_key, decode
 from reunite.errors import FormatError
 from reunite.keys import stored_key
@@ -101,9 +103,12 @@ def _intent(key: int, cell: Register, before: Document) -> object:
     assert isinstance(state, bytes)
     known = before.cells.get(key, (FLOOR, EMPTY_STATE[kind]))[1]
     assert isinstance(known, bytes)
+    hidden = is_hidden(before, key)
     for begun in (known, EMPTY_STATE[kind]):
+        # What did not show is not what its author changed.
+        seen = EMPTY_STATE[kind] if hidden else begun
         try:
-            return KINDS[kind].intent(begun, KINDS[kind].merge(begun, state))
+            return KINDS[kind].intent(seen, KINDS[kind].merge(begun, state))
         except FormatError:
             continue  # more than a cell can hold, or made on what is not known
     return {"unreadable": state.hex()}

@@ -468,7 +468,7 @@ def _fold(state: State, recorded_ms: int | None, known: Sequence[Entry] = ()) ->
     entries = [*known, *edits]
     if untidy:
         tidy(state, untidy)
-        # That was no edit, but what the app's triggers made of it may be.
+        # No edit, but the rows are as their documents say now.
         entries += found().entries
     if recorded_ms is not None:
         _refuse_too_large(entries)

@@ -5,18 +5,24 @@ or triggers changed: a table rebuilt by a migration tool has lost its triggers, 
 compared with its document. A new column takes the cells that are kept for it before it is
 compared; a declared type that changed is no edit of the cells it converted; a column renamed in
 place keeps its id; a table that was dropped is no longer tracked, and its documents stay.
+
+A column that is declared to merge from now on, or no more, does so as long as the relay does not
+have it. After that the realm's type decides, and what was declared is told in `reunite_rejected`.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from typing import Final
 
+from reunite import outbox
 from reunite.adopt import match_ids
-from reunite.bookkeeping import Row, Tracked, save_rows, save_table
+from reunite.bookkeeping import Row, Tracked, lines_of, save_rows, save_table
 from reunite.capture import (
     capture_all,
     capture_vanished,
     clear,
+    fetch_text,
     has_hidden_collisions,
     install,
     last_captured,
@@ -24,14 +30,19 @@ from reunite.capture import (
     trigger_names,
     trigger_statements,
 )
-from reunite.cells.register import Value, same
-from reunite.columns import columns_of
-from reunite.document import EMPTY, KIND_MASK, cell_key, decode
+from reunite.cells.register import Register, Value, same
+from reunite.clock import FLOOR, NEVER
+from reunite.columns import Columns, columns_of
+from reunite.document import EMPTY, KIND_MASK, Document, cell_key, decode, encode
 from reunite.errors import TableError
+from reunite.inbox import made_visible
 from reunite.keys import key_values
-from reunite.payload import ABSENT, RowRef, pack_image, unpack_image
-from reunite.schema import Column, Table, quoted, read_table, through_affinity
+from reunite.payload import ABSENT, Entry, Kind, RowRef, pack_image, unpack_image
+from reunite.rebase import Step, merging_rows, steps
+from reunite.rejected import record_entry
+from reunite.schema import Column, Table, default_value, quoted, read_table, through_affinity
 from reunite.state import State
+from reunite.types import MERGING, MERGING_TAKES, fits, fitting_type, logical_type
 
 
 def notice_schema_changes(state: State) -> None:
@@ -107,6 +118,7 @@ def _rescan(state: State, before: Tracked, table: Table) -> None:
         "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,)
     ).fetchone()[0]
     after = replace(before, table=table, sql=sql)
+    _end_merging(state, before, table)
     save_table(state.conn, after)
     install(state.conn, after)
     state.tables_changed()
@@ -118,6 +130,7 @@ def _rescan(state: State, before: Tracked, table: Table) -> None:
     retyped = [c for c in table.cells if declared.get(c.id, c.declared) != c.declared]
     if retyped:
         _accept_conversions(state, after, retyped)
+        _tell_disagreements(state, after, [(declared[column.id], column) for column in retyped])
     capture_all(state.conn, after, state.now_ms)
     capture_vanished(state.conn, after, state.now_ms)
 
@@ -134,12 +147,124 @@ def _with_ids(state: State, before: Tracked, found: Table) -> Table:
     return replace(
         table,
         columns=tuple(
-            replace(column, type=old_by_name[column.name].type)
+            replace(
+                numbered, type=_type_now(state, before, found, old_by_name[column.name], column)
+            )
             if column.name in old_by_name
-            else column
-            for column in table.columns
+            else numbered
+            for numbered, column in zip(table.columns, found.columns, strict=True)
         ),
     )
+
+
+def _type_now(state: State, before: Tracked, found: Table, old: Column, new: Column) -> str:
+    """The logical type of a column that was here before: the one that it had, unless one of the
+    two merges and the relay does not have it. A column begins to merge only where its kind can hold
+    all that was ever written to it, or the relay would refuse what is pending."""
+    if MERGING.isdisjoint((old.type, new.type)) or _is_in_realm(before, old):
+        return old.type
+    held = fetch_text(state.conn, f"SELECT {quoted(new.name)} FROM {quoted(found.name)}", ())
+    values = [row[0] for row in held] + _pending_values(state, before, old)
+    if new.type not in MERGING:
+        return fitting_type(new.type, values)
+    fitting = all(fits(new.type, value) for value in (default_value(new), *values))
+    return new.type if fitting else old.type
+
+
+def _is_in_realm(tracked: Tracked, column: Column) -> bool:
+    return tracked.remote is not None and column.id in {each.id for each in tracked.remote.columns}
+
+
+def _pending_values(state: State, tracked: Tracked, column: Column) -> list[Value]:
+    """What a column showed after each pending edit of it."""
+    key, columns = cell_key(column.id), columns_of(tracked.table.cells)
+    refs = {
+        entry.row
+        for changeset in outbox.everything(state.conn)
+        for entry in changeset.entries()
+        if entry.row.table == tracked.id
+    }
+    return [
+        columns.value_of(step.after, key)
+        for (_, _, data), step in steps(state, refs).items()
+        if any(cell & ~KIND_MASK == key for cell in decode(data).cells)
+    ]
+
+
+def _end_merging(state: State, before: Tracked, table: Table) -> None:
+    """Let pending edits of columns that merge no more, or otherwise, say what value they made.
+    Nothing would make them anew when something before them is refused, or when this file becomes
+    another replica, in whose name they are not."""
+    type_by_id = {column.id: column.type for column in table.cells}
+    keys = {
+        cell_key(column.id)
+        for column in before.table.cells
+        if column.type in MERGING and type_by_id.get(column.id, column.type) != column.type
+    }
+    refs = {ref for ref in merging_rows(state) if ref.table == before.id} if keys else set()
+    made, columns = steps(state, refs), columns_of(before.table.cells)
+    for changeset in outbox.pending(state.conn) if refs else ():
+        entries = changeset.entries()
+        fresh = [
+            _plain(entry, made[changeset.id, entry.row, entry.document], columns, keys)
+            # What is offered is others' work, too, and stays as it is.
+            if entry.row in refs and entry.kind != Kind.OFFERED
+            else entry
+            for entry in entries
+        ]
+        if changeset.number is None and fresh != entries:
+            outbox.encode_anew(state.conn, changeset.id, fresh)
+    save_rows(state.conn, made_visible(state, lines_of(state.conn, refs)).items())
+
+
+def _plain(entry: Entry, step: Step, columns: Columns, keys: Collection[int]) -> Entry:
+    document = decode(entry.document)
+    cells: dict[int, Register] = {}
+    for key, cell in document.cells.items():
+        column = key & ~KIND_MASK
+        if column in keys:
+            mark = max(cell[0], cells.get(column, cell)[0])
+            cells[column] = (mark, columns.value_of(step.after, column))
+        else:
+            cells[key] = cell
+    return entry._replace(document=encode(document._replace(cells=cells)))
+
+
+_REALM_DECIDES: Final = (
+    "column {name!r} is declared {declared} here, and the realm has it as {type}, which decides;"
+    " add a column of another name for what you want"
+)
+_DOES_NOT_FIT: Final = (
+    "column {name!r} is declared {declared}, which takes {takes} or NULL, and other values were"
+    " written to it or are its default, so it stays {type}; add a column of another name for what"
+    " you want"
+)
+
+
+def _tell_disagreements(
+    state: State, tracked: Tracked, columns: Iterable[tuple[str, Column]]
+) -> None:
+    """Note in `reunite_rejected` which columns do not do as they are declared now; each comes with
+    how it was declared before."""
+    for declared_before, column in columns:
+        was, declared = logical_type(declared_before), logical_type(column.declared)
+        if declared in (was, column.type) or MERGING.isdisjoint((was, declared)):
+            continue
+        said = _REALM_DECIDES if _is_in_realm(tracked, column) else _DOES_NOT_FIT
+        intent = Document(NEVER, NEVER, NEVER, {cell_key(column.id): (FLOOR, column.declared)})
+        record_entry(
+            state.conn,
+            tracked,
+            Entry(RowRef(tracked.id, None), Kind.PARTIAL, encode(intent), state.now_ms, 0),
+            state.now_ms,
+            "declared",
+            said.format(
+                name=column.name,
+                declared=column.declared or "without a type",
+                type=column.type,
+                takes=MERGING_TAKES.get(declared),
+            ),
+        )
 
 
 def _renamed(state: State, before: Tracked, found: Table, position: int) -> Column | None:

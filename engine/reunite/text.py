@@ -13,7 +13,7 @@ from reunite.bookkeeping import NO_ROW, lines_of, save_rows
 from reunite.cells.register import Value
 from reunite.cells.text_edit import Replacement
 from reunite.cells.yjs import EMPTY, TEXT, TEXT_KIND, LiveText
-from reunite.columns import CellEdit
+from reunite.columns import CellEdit, shows
 from reunite.document import cell_key, decode
 from reunite.errors import UsageError
 from reunite.fold import fold_cell
@@ -59,7 +59,14 @@ def find(state: State, table: str, key: Value | Sequence[Value], column: str) ->
 
 
 def read(state: State, cell: TextCell) -> bytes:
-    """The cell's state, for `LiveText`. Raises UsageError when the row is not there."""
+    """The text that the table shows, for `LiveText`: none where NULL replaced it. Raises UsageError
+    when the row is not there."""
+    return _shown(state, cell)[0]
+
+
+def _shown(state: State, cell: TextCell) -> tuple[bytes, bool]:
+    """The state that `read` returns, and whether the cell has it: who types over NULL has deleted
+    the text below it."""
     row = lines_of(state.conn, [cell.ref])[cell.ref]
     document = decode(row.document) if row.document else None
     if document is None or not document.alive:
@@ -71,12 +78,18 @@ def read(state: State, cell: TextCell) -> bytes:
         raise UsageError(
             f"the row of {table!r} with the key {cell.ref.key!r} is {row.mark}: see reunite_rows"
         )
-    return state.shapes[cell.ref.table].columns.state(document, cell.column, TEXT_KIND)
+    found = state.shapes[cell.ref.table].columns.state(document, cell.column, TEXT_KIND)
+    key = cell.column | TEXT_KIND
+    if key not in document.cells or shows(document.cells, key):
+        return found, True
+    cleared = TEXT.edit(found, "", state.author)
+    assert cleared is not None, "a text can be empty"
+    return cleared.after, False
 
 
 def write(state: State, cell: TextCell, delta: bytes) -> None:
     """Make an edit, in the caller's transaction. Raises Stale, and UsageError as `read` does."""
-    before = read(state, cell)
+    before, stored = _shown(state, cell)
     if not TEXT.fits_onto(before, delta):
         raise Stale(before)
     row = lines_of(state.conn, [cell.ref]).get(cell.ref, NO_ROW)
@@ -92,7 +105,7 @@ def write(state: State, cell: TextCell, delta: bytes) -> None:
         next_id(state.conn),
         cell.ref,
         row,
-        CellEdit(key, after if new else delta, after),
+        CellEdit(key, delta if stored and not new else after, after),
         state.now_ms,
     )
     assert folded.entry is not None and folded.row is not None, "an edit has both"  # noqa: PT018

@@ -51,8 +51,8 @@ def reject(
     changeset = outbox.by_number(state.conn, number)
     if changeset is None or changeset.nonce != nonce:
         return []
+    # It keeps its nonce for as long as it is the same work: a copy of this file may have it too.
     outbox.thaw(state, number - 1)
-    outbox.renew(state, changeset.id)
     if reason == CLOCK_AHEAD:
         _withdraw_offers(state, changeset)
         restamp(state)
@@ -116,11 +116,12 @@ def mark_known(state: State, known: Sequence[tuple[int, int]], *, counted_from: 
 
 def _withdraw_offers(state: State, refused: Changeset) -> None:
     """What was refused for its time was never in, nor was what was sent after it: it is work of
-    this file again, and not what a restored relay has lost."""
+    this file again, and not what a restored relay has lost. So it is in this replica's name."""
+    withdrawn = set()
     for changeset in outbox.pending(state.conn):
-        entries = changeset.entries()
         if changeset.id < refused.id or changeset.adopting:
             continue
+        entries = changeset.entries()
         own = [
             entry._replace(kind=Kind.PARTIAL if _is_delta(entry) else Kind.WHOLE)
             if entry.kind == Kind.OFFERED and entry.recorded_ms
@@ -128,7 +129,10 @@ def _withdraw_offers(state: State, refused: Changeset) -> None:
             for entry in entries
         ]
         if own != entries:
+            withdrawn |= {entry.row for entry in entries}
             outbox.encode_anew(state.conn, changeset.id, own)
+    merging = merging_rows(state) & withdrawn if withdrawn else set()
+    rebase(state, merging, steps(state, merging), renamed=True)
 
 
 def _send_whole(
@@ -203,7 +207,13 @@ def _move_to_end(state: State, changeset: Changeset, entries: Sequence[Entry]) -
     end = outbox.next_id(state.conn)
     outbox.remove(state.conn, changeset.id)
     outbox.insert(
-        state, end, entries, loose=True, adopting=changeset.adopting, attempts=outbox.AT_THE_END
+        state,
+        end,
+        entries,
+        loose=True,
+        adopting=changeset.adopting,
+        attempts=outbox.AT_THE_END,
+        nonce=changeset.nonce,
     )
     outbox.point_lines_at(state, end, list(rows))
     return True

@@ -60,6 +60,15 @@ COUNTER_CASES: list[Case] = [
         "v + 1",
         shows=11,
     ),
+    row(
+        "counter: written anew over NULL by two",
+        "COUNTER",
+        "10, NULL",
+        "UPDATE t SET v = NULL; UPDATE t SET v = 3",
+        "UPDATE t SET v = v + 5",
+        "UPDATE t SET v = NULL; UPDATE t SET v = 4",
+        rows=[(12, None)],
+    ),
     cell(
         "counter: the greatest integer",
         COUNTER,
@@ -298,6 +307,15 @@ LIFE_CASES: list[Case] = [
         "DELETE FROM t",
         "DELETE FROM t; INSERT INTO t (id) VALUES (:id)",
         "UPDATE t SET v = v + 5",
+        rows=[(5, None)],
+    ),
+    row(
+        "row: deleted and inserted again by two, and counted elsewhere",
+        COUNTER,
+        "10, 'x'",
+        "DELETE FROM t; INSERT INTO t (id) VALUES (:id)",
+        "UPDATE t SET v = v + 5",
+        "DELETE FROM t; INSERT INTO t (id) VALUES (:id)",
         rows=[(5, None)],
     ),
     row(

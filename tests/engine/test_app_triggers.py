@@ -176,3 +176,76 @@ def test_a_trigger_that_rolls_back_does_not_undo_a_merge(make_peer: MakePeer, re
     # It guards the app's own writes as before.
     with pytest.raises(sqlite3.IntegrityError, match="not here"):
         b.write("UPDATE todo SET title = 'forbidden' WHERE id = 2")
+
+
+TAGGED = (
+    "CREATE TABLE t (id INTEGER PRIMARY KEY, tags CRDT_LIST_TEXT, n INTEGER DEFAULT 0)",
+    "CREATE TABLE tally (id INTEGER PRIMARY KEY, n COUNTER DEFAULT 0)",
+    "INSERT INTO tally (id) VALUES (1)",
+)
+COUNTS = "CREATE TRIGGER counts AFTER {} ON t BEGIN UPDATE tally SET n = n + 1 WHERE id = 1; END"
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("tallied", [True, False])
+def test_a_trigger_counts_once_what_is_spelt_otherwise_than_all_show_it(
+    make_peer: MakePeer, relay: Relay, own: bool, tallied: bool
+) -> None:
+    a, b = make_peer(*TAGGED, COUNTS.format("UPDATE")), make_peer()
+    a.track("t", *(["tally"] if tallied else []))
+    write = a.commit if own else a.write
+    write("INSERT INTO t (id, tags) VALUES (1, '[1, 2]')")
+    a.fold()
+    assert a.rows("SELECT n FROM tally") == [(0,)]
+    write("UPDATE t SET tags = '[1, 2, 3]'")
+    relay.sync(a, b)
+    assert a.rows("SELECT n FROM tally") == [(1,)]
+    assert b.rows("SELECT tags FROM t") == [("[1,2,3]",)]
+    # Its own row keeps its spelling, until something else comes for it.
+    assert a.rows("SELECT tags FROM t") == [("[1, 2, 3]",)]
+    assert a.differences() == b.differences() == []
+    write("UPDATE t SET tags = '[0, 1, 2, 3]'")
+    b.write("UPDATE t SET tags = '[1,2,3,4]'")
+    relay.sync(a, b)
+    relay.sync(a)
+    assert a.rows("SELECT tags FROM t") == b.rows("SELECT tags FROM t") == [("[0,1,2,3,4]",)]
+    assert a.fold() == []
+    assert a.line("t", 1).image is None
+    assert a.differences() == b.differences() == []
+
+
+def test_a_value_that_keeps_its_spelling_is_edited_only_by_what_changes_it(
+    make_peer: MakePeer,
+) -> None:
+    peer = make_peer(*TAGGED, COUNTS.format("UPDATE"))
+    peer.track("t")
+    peer.write("INSERT INTO t (id, tags) VALUES (1, '[1, 2]')")
+    peer.fold()
+    peer.write("UPDATE t SET n = 1, tags = '[ 1, 2 ]'")
+    assert peer.edits() == [{"n": 1}]
+    peer.write("UPDATE t SET tags = '[1,2]'")
+    assert peer.fold() == []
+    assert peer.line("t", 1).image is None
+    assert peer.differences() == []
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        COUNTS.format("INSERT"),
+        COUNTS.format("DELETE"),
+        COUNTS.format("UPDATE OF n"),
+        COUNTS.format("UPDATE").replace("id = 1", "id = NEW.n"),
+        COUNTS.format("UPDATE").replace("BEGIN", "WHEN NEW.n > 0 BEGIN"),
+    ],
+)
+def test_a_value_is_respelt_where_no_trigger_does_anything(
+    make_peer: MakePeer, trigger: str
+) -> None:
+    peer = make_peer(*TAGGED, "CREATE UNIQUE INDEX u ON t (tags)", trigger)
+    peer.track("t", "tally")
+    peer.write("INSERT INTO t (id, tags) VALUES (1, '[1, 2]'), (2, '[1, 3]')")
+    peer.fold()
+    assert peer.rows("SELECT tags FROM t ORDER BY id") == [("[1,2]",), ("[1,3]",)]
+    assert peer.line("t", 1).image is None
+    assert peer.differences() == []

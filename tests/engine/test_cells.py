@@ -64,6 +64,18 @@ class Apart:
         assert found is not None
         self.states[replica] = found.after
 
+    def count_anew(self, replica: int, wanted: Content) -> None:
+        """One replica writes a counter that does not show."""
+        before = self.states[replica]
+        found = counter.anew(before, wanted, self.author(replica), before)
+        assert found is not None
+        assert counter.value(found.after) == wanted
+        assert counter.merge(before, found.delta) == found.after
+        assert counter.fits_onto(before, found.delta)
+        assert counter.is_by(found.delta, self.author(replica).replica)
+        counter.check(found.delta)
+        self.states[replica] = found.after
+
     def meet(self, replica: int, other: int) -> None:
         """One replica takes over what another has."""
         merged = KINDS[self.number].merge(self.states[replica], self.states[other])
@@ -80,7 +92,9 @@ def edited_apart(draw: st.DrawFn, number: int) -> Apart:
     found = Apart(number, [begun] * REPLICAS)
     replicas = st.integers(0, REPLICAS - 1)
     for _ in range(draw(st.integers(0, 6))):
-        if draw(st.booleans()):
+        if number == counter.KIND and draw(st.booleans()):
+            found.count_anew(draw(replicas), draw(contents))
+        elif draw(st.booleans()):
             found.edit(draw(replicas), draw(contents))
         else:
             found.meet(draw(replicas), draw(replicas))
@@ -235,6 +249,37 @@ def test_what_is_no_number_of_a_counter_has_no_content(value: Any) -> None:
 def test_what_no_part_of_a_counter_can_add_is_no_edit() -> None:
     far = counter.edit(counter.initial(INTEGER_MAX), -INTEGER_MAX, Author(1, 0))
     assert far is None
+
+
+def test_counters_that_two_write_anew_add_up_without_what_was_there() -> None:
+    before = counter.initial(10)
+    more = counter.edit(before, 15, Author(3, 0))
+    assert more is not None
+    state = more.after
+    for replica, number in ((1, 3), (2, 4)):
+        edit = counter.anew(before, number, Author(replica, 0), before)
+        assert edit is not None
+        state = counter.merge(state, edit.delta)
+    assert counter.value(state) == 3 + 4 + 5
+    assert counter.merge(before, state) == state
+    own = counter.as_one_author(state, Author(9, 0))
+    counter.check(own)
+    assert counter.value(own) == 12
+    assert counter.merge(counter.EMPTY, state) == bytes.fromhex(
+        "9d000a0001030002040003050093000a00"
+    )
+    again = counter.anew(before, 10, Author(1, 0), before)
+    assert again is not None
+    assert again.after == before
+
+
+def test_what_another_never_counted_is_not_left_out() -> None:
+    before = counter.initial(10)
+    edit = counter.anew(before, 0, Author(1, 0), counter.initial(10))
+    assert edit is not None
+    assert counter.fits_onto(before, edit.delta)
+    assert not counter.fits_onto(counter.initial(9), edit.delta)
+    assert not counter.fits_onto(None, edit.delta)
 
 
 def test_a_counter_of_large_parts_shows_the_same_by_one_author() -> None:

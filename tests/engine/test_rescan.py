@@ -317,3 +317,205 @@ def test_a_column_goes_after_its_unique_index_was_seen_to_go(make_peer: MakePeer
     peer.write("ALTER TABLE todo DROP COLUMN title")
     assert peer.fold() == []
     assert peer.differences() == []
+
+
+POST = "CREATE TABLE post (id INTEGER PRIMARY KEY, votes {}, body {}, steps {})"
+PLAIN = ("INTEGER DEFAULT 0", "TEXT", "TEXT")
+MERGING = ("COUNTER DEFAULT 0", "CRDT_TEXT", "CRDT_LIST_TEXT")
+
+
+def posts(make_peer: MakePeer, declared: tuple[str, str, str]) -> Peer:
+    """A tracked table with a row that came with it, and one that was written."""
+    row = "INSERT INTO post VALUES ({}, 5, 'one two', '[1, 2]')"
+    peer = make_peer(POST.format(*declared), row.format(1))
+    peer.track("post")
+    peer.write(row.format(2))
+    peer.fold()
+    return peer
+
+
+def redeclare(peer: Peer, declared: tuple[str, str, str], *meanwhile: str) -> None:
+    """What migration tools do to declare a table's columns otherwise."""
+    peer.write(
+        "BEGIN",
+        "ALTER TABLE post RENAME TO old",
+        POST.format(*declared),
+        "INSERT INTO post SELECT * FROM old",
+        "DROP TABLE old",
+        *meanwhile,
+        "COMMIT",
+    )
+
+
+def types(peer: Peer) -> list[str]:
+    """The logical types of a peer's one table, without the key."""
+    (tracked,) = peer.replica.tables()
+    return [column.type for column in tracked.table.cells]
+
+
+def told(peer: Peer) -> list[tuple[Value, ...]]:
+    """What `reunite_rejected` says."""
+    return peer.rows('SELECT "table", key, kind, reason, "values" FROM reunite_rejected')
+
+
+ADDS = "UPDATE post SET votes = votes + {0}, body = body || ' {0}', steps = {1}"
+
+
+def test_columns_declared_to_merge_by_a_rebuild_merge(make_peer: MakePeer, relay: Relay) -> None:
+    a, b = posts(make_peer, PLAIN), make_peer()
+    a.write("UPDATE post SET votes = 6 WHERE id = 2")
+    a.fold()
+    redeclare(a, MERGING)
+    assert a.fold() == []
+    assert types(a) == ["counter", "crdt_text", "crdt_list"]
+    assert a.rows("SELECT steps FROM post") == [("[1, 2]",), ("[1, 2]",)]
+    a.write(ADDS.format(10, "'[1, 2, 10]'"))
+    relay.sync(a, b)
+    assert types(b) == types(a)
+    a.write(ADDS.format(1, "'[1, 2, 10, 1]'"), at=1)
+    b.write(ADDS.format(2, "'[2, 1, 2, 10]'"), at=2)
+    relay.sync(a, b)
+    relay.sync(a)
+    rows = a.rows("SELECT * FROM post ORDER BY id")
+    assert rows == b.rows("SELECT * FROM post ORDER BY id")
+    assert [row[1] for row in rows] == [18, 19]
+    assert [sorted(str(row[2]).split()) for row in rows] == [["1", "10", "2", "one", "two"]] * 2
+    assert [row[3] for row in rows] == ["[2,1,2,10,1]"] * 2
+    assert told(a) == told(b) == a.differences() == b.differences() == []
+
+
+def test_a_row_written_before_its_column_merged_is_the_row_of_a_copy_that_did(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = posts(make_peer, PLAIN), posts(make_peer, MERGING)
+    redeclare(a, MERGING)
+    relay.sync(a, b)
+    a.write("UPDATE post SET votes = votes + 1")
+    b.write("UPDATE post SET votes = votes + 2")
+    relay.sync(a, b)
+    relay.sync(a)
+    assert a.rows("SELECT votes FROM post") == b.rows("SELECT votes FROM post") == [(8,), (8,)]
+    assert a.differences() == b.differences() == []
+
+
+def test_a_column_declared_plain_again_is_plain(make_peer: MakePeer, relay: Relay) -> None:
+    a, b = posts(make_peer, MERGING), make_peer()
+    a.write(ADDS.format(1, "'[1, 2, 1]'"))
+    a.fold()
+    redeclare(a, PLAIN)
+    assert a.fold() == []
+    assert types(a) == ["integer", "text", "text"]
+    assert a.values("post", 2) == {"votes": 6, "body": "one two 1", "steps": "[1,2,1]"}
+    relay.sync(a, b)
+    a.write("UPDATE post SET votes = 7, body = 'a'", at=1)
+    b.write("UPDATE post SET votes = 9, body = 'b'", at=2)
+    relay.sync(a, b)
+    relay.sync(a)
+    for peer in (a, b):
+        assert peer.rows("SELECT votes, body FROM post") == [(9, "b"), (9, "b")]
+        assert peer.rows("SELECT steps FROM post") == [("[1,2,1]",)] * 2
+        assert peer.differences() == told(peer) == []
+
+
+def test_what_was_counted_before_a_column_was_plain_again_is_nobodys_part(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a = posts(make_peer, MERGING)
+    copy = make_peer(copy_of=a)
+    a.write("UPDATE post SET votes = votes + 3", at=1)
+    copy.write("UPDATE post SET votes = votes + 2", at=2)
+    copy.fold()
+    redeclare(copy, PLAIN)
+    relay.sync(a)
+    relay.sync(copy)
+    assert copy.replica.standing().replica != a.replica.standing().replica
+    relay.sync(a)
+    assert types(copy) == types(a) == ["counter", "crdt_text", "crdt_list"]
+    assert a.rows("SELECT votes FROM post") == copy.rows("SELECT votes FROM post") == [(7,), (7,)]
+    assert a.differences() == copy.differences() == []
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("votes = 'many'", ["integer", "crdt_text", "crdt_list"]),
+        ("votes = 1.5", ["integer", "crdt_text", "crdt_list"]),
+        ("body = x'00'", ["counter", "text", "crdt_list"]),
+        ("steps = '{}'", ["counter", "crdt_text", "text"]),
+    ],
+)
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_column_that_cannot_hold_what_was_written_to_it_does_not_merge_and_says_so(
+    make_peer: MakePeer, relay: Relay, written: str, kept: list[str], corrected: bool
+) -> None:
+    """Also where that was corrected: the relay gets the one before the other."""
+    a, b = posts(make_peer, PLAIN), make_peer()
+    a.write(f"UPDATE post SET {written} WHERE id = 1")
+    a.fold()
+    if corrected:
+        a.write("UPDATE post SET votes = 7, body = 'a', steps = '[]'")
+        a.fold()
+    redeclare(a, MERGING)
+    assert a.fold() == []
+    assert types(a) == kept
+    column = written.partition(" ")[0]
+    declared = MERGING[("votes", "body", "steps").index(column)].split()[0]
+    assert told(a) == [("post", None, "update", "declared", f'{{"{column}": "{declared}"}}')]
+    ((message,),) = a.rows("SELECT message FROM reunite_rejected")
+    assert f"column {column!r} is declared {declared}, which takes" in str(message)
+    relay.sync(a, b)
+    assert b.rows("SELECT * FROM post") == a.rows("SELECT * FROM post")
+    assert types(b) == types(a)
+    assert a.differences() == b.differences() == []
+
+
+def test_a_default_that_does_not_fit_does_not_merge_and_is_told(make_peer: MakePeer) -> None:
+    peer = posts(make_peer, PLAIN)
+    redeclare(peer, ("COUNTER DEFAULT 'none'", *PLAIN[1:]))
+    assert peer.fold() == []
+    assert types(peer) == ["integer", "text", "text"]
+    assert len(told(peer)) == 1
+
+
+@pytest.mark.parametrize(("first", "then"), [(PLAIN, MERGING), (MERGING, PLAIN)])
+def test_the_realms_type_stays_when_a_column_is_declared_otherwise_and_it_is_told(
+    make_peer: MakePeer, relay: Relay, first: tuple[str, str, str], then: tuple[str, str, str]
+) -> None:
+    a, b = posts(make_peer, first), make_peer()
+    relay.sync(a, b)
+    before = types(a)
+    redeclare(a, then)
+    assert a.fold() == []
+    assert types(a) == before
+    names = ("votes", "body", "steps")
+    assert told(a) == [
+        ("post", None, "update", "declared", f'{{"{name}": "{declared.split()[0]}"}}')
+        for name, declared in zip(names, then, strict=True)
+    ]
+    ((message,),) = a.rows("SELECT message FROM reunite_rejected LIMIT 1")
+    assert f"the realm has it as {before[0]}, which decides" in str(message)
+    # Once, and nothing where it is declared as the realm has it again.
+    a.write("ALTER TABLE post ADD COLUMN note TEXT", "ALTER TABLE post DROP COLUMN note")
+    a.fold()
+    redeclare(a, first)
+    relay.sync(a, b)
+    assert len(told(a)) == 3
+    assert told(b) == a.differences() == b.differences() == []
+
+
+def test_a_column_that_the_relay_does_not_have_yet_may_begin_to_merge(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = posts(make_peer, PLAIN), make_peer()
+    relay.sync(a)
+    a.write("ALTER TABLE post ADD COLUMN seen INTEGER", "UPDATE post SET seen = 1")
+    a.fold()
+    redeclare(a, (*PLAIN[:2], "TEXT, seen COUNTER"))
+    a.fold()
+    relay.sync(a, b)
+    a.write("UPDATE post SET seen = seen + 1")
+    b.write("UPDATE post SET seen = seen + 1")
+    relay.sync(a, b)
+    relay.sync(a)
+    assert a.rows("SELECT seen FROM post") == b.rows("SELECT seen FROM post") == [(3,), (3,)]
+    assert told(a) == a.differences() == b.differences() == []

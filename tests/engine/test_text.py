@@ -141,6 +141,25 @@ def test_a_text_that_was_null_begins_empty(use: Use) -> None:
     use(work)
 
 
+def test_a_text_that_null_replaced_is_empty_until_something_is_typed(use: Use) -> None:
+    async def work(db: Database) -> None:
+        await db.execute("UPDATE note SET body = NULL")
+        async with db.text("note", 1, "body") as text:
+            assert str(text) == ""
+        assert await body(db) is None
+        async with db.text("note", 1, "body") as text:
+            text.insert(0, "anew")
+            await text.save()
+            assert await body(db) == "anew"
+            await db.execute("UPDATE note SET body = NULL")
+            await text.refresh()
+            assert str(text) == ""
+            text.insert(0, "again")
+        assert await body(db) == "again"
+
+    use(work)
+
+
 @pytest.mark.parametrize(
     ("table", "key", "column", "words"),
     [

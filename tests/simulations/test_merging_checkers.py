@@ -76,12 +76,21 @@ def test_what_a_file_that_went_back_may_send_again_counts_any_number_of_times() 
     assert said(Counters(), world) == ""
 
 
-@pytest.mark.parametrize(("votes", "wrong"), [(7, False), (10, False), (11, True)])
-def test_a_number_under_null_is_hidden_from_who_counts_on(votes: int, wrong: bool) -> None:
+@pytest.mark.parametrize(("votes", "wrong"), [(70, False), (73, False), (74, True), (65, True)])
+def test_a_number_under_null_is_left_out_as_far_as_it_was_there(votes: int, wrong: bool) -> None:
     world = told_post(votes=votes)
     world.wrote("client1", {"votes": None}, {})
     world.wrote("client2", {"votes": 8}, {})
-    world.wrote("client1", {"votes": 7}, {"votes": None})
+    world.wrote("client1", {"votes": 70}, {"votes": None})
+    assert bool(said(Counters(), world)) is wrong
+
+
+@pytest.mark.parametrize(("votes", "wrong"), [(70, False), (40, False), (35, True), (75, True)])
+def test_what_two_write_over_null_adds_up_without_what_was_there(votes: int, wrong: bool) -> None:
+    world = told_post(votes=votes)
+    for client, number in (("client1", 30), ("client2", 40)):
+        world.wrote(client, {"votes": None}, {})
+        world.wrote(client, {"votes": number}, {"votes": None})
     assert bool(said(Counters(), world)) is wrong
 
 
@@ -180,6 +189,14 @@ def test_a_word_that_somebody_deleted_later_may_be_gone() -> None:
 def test_a_word_that_keeps_letters_of_another_is_not_judged() -> None:
     edits = (("one two three", "one tiro three"), ("one two three", "one tango three"))
     assert typed("one tirango three", *edits) == ""
+
+
+def test_a_mark_that_two_typed_anew_with_its_letter_may_stand_twice() -> None:
+    marked = "🚀e\u0301 one two three"
+    edits = [("one two three", marked)]
+    edits += [(marked, marked.replace("e", new, 1)) for new in ("", "a1")]
+    assert typed("🚀\u0301a1\u0301 one two three", *edits) == ""
+    assert "nobody typed" in typed("🚀\u0301a1\u0301 one two three\u0301\u0301", *edits)
 
 
 def test_a_word_beside_another_without_a_space_is_there() -> None:

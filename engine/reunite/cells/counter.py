@@ -2,15 +2,21 @@
 
 State is a PN-counter, `{replica: (up, down)}`: what each replica has added and taken away in all,
 joined by the greater of each. Replica 0 stands for where the counter began (its column's default,
-or a row that came with its table), which is the same on every replica.
+or a row that came with its table), which is the same on every replica. Who writes a counter anew,
+over NULL or in a row that was deleted, leaves out the parts that were there, and counts from 0: of
+what is left out the state has the same, `{replica: (up, down)}`, joined likewise. So two who do so
+leave out the same once, and what others add meanwhile counts.
 
 Bytes: a msgpack array `[replica, up, down, replica, up, down, ...]`, replicas ascending, so that
-equal counters have equal bytes. Every number is at most 2^63 - 1.
-Source: Shapiro et al., "A comprehensive study of CRDTs" (2011), PN-counter.
+equal counters have equal bytes; where parts are left out, an array of these, alike, is its last
+element. Every number is at most 2^63 - 1.
+Sources: Shapiro et al., "A comprehensive study of CRDTs" (2011), PN-counter; Baquero et al., "The
+problem with embedded CRDT counters and a solution" (2016), resets of what was seen.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
@@ -23,6 +29,16 @@ KIND: Final = 1
 # Everybody who ever counted is in the cell. Three numbers of nine bytes each.
 REPLICAS_MAX: Final = 1 << 17
 _BEGINNING: Final = 0
+
+_Parts: TypeAlias = Mapping[int, tuple[int, int]]
+
+
+class _State(NamedTuple):
+    """What each replica has added and taken away in all, and what of that counts no more."""
+
+    parts: _Parts
+    left_out: _Parts
+
 
 _pack = msgpack.Packer().pack
 EMPTY: Final = _pack(())
@@ -42,52 +58,69 @@ def shown(found: Content) -> Value:
 
 def check(data: bytes) -> None:
     """Raise FormatError unless these bytes, from a peer, are a counter's."""
-    parts = _unpack(data)
-    if {*map(type, parts)} - {int} or len(parts) % 3 or len(parts) > 3 * REPLICAS_MAX:
-        raise FormatError("a counter is not a list of whole parts")
-    if any(not 0 <= part <= INTEGER_MAX for part in parts):
-        raise FormatError("a counter's part is out of range")
-    replicas = parts[::3]
-    if any(a >= b for a, b in pairwise(replicas)) or _pack(parts) != data:
+    flat, left_out = _unpack(data)
+    for parts in (flat, left_out):
+        if {*map(type, parts)} - {int} or len(parts) % 3 or len(parts) > 3 * REPLICAS_MAX:
+            raise FormatError("a counter is not a list of whole parts")
+        if any(not 0 <= part <= INTEGER_MAX for part in parts):
+            raise FormatError("a counter's part is out of range")
+        if any(a >= b for a, b in pairwise(parts[::3])):
+            raise FormatError("a counter is not in its one form")
+    if _packed(_state(data)) != data:
         raise FormatError("a counter is not in its one form")
 
 
 def merge(a: bytes, b: bytes) -> bytes:
     """The join of two states."""
-    ours, theirs = _parts(a), _parts(b)
-    joined = ours | {
-        replica: (max(up, ours[replica][0]), max(down, ours[replica][1]))
-        if replica in ours
-        else (up, down)
-        for replica, (up, down) in theirs.items()
-    }
+    ours, theirs = _state(a), _state(b)
+    joined = _State(_join(ours.parts, theirs.parts), _join(ours.left_out, theirs.left_out))
     return a if joined == ours else _packed(joined)
 
 
 def value(data: bytes) -> Value:
     """The number: the sum of all, at most what SQL's integers hold on either side of 0."""
-    return max(-INTEGER_MAX, min(INTEGER_MAX, _total(_parts(data))))
+    return max(-INTEGER_MAX, min(INTEGER_MAX, _total(_state(data))))
 
 
 def initial(found: Content) -> bytes:
     """A counter that begins at this number, the same wherever it begins."""
     assert isinstance(found, int)
-    return _packed({_BEGINNING: (max(found, 0), max(-found, 0))}) if found else EMPTY
+    return _packed(_State({_BEGINNING: (max(found, 0), max(-found, 0))}, {})) if found else EMPTY
 
 
 def edit(before: bytes, wanted: Content, author: Author) -> Edit | None:
     """What makes the counter show `wanted`: the difference, added by its author. None where no
     part can hold it."""
     assert isinstance(wanted, int)
-    parts = _parts(before)
-    change = wanted - _total(parts)
-    if not change:
+    state = _state(before)
+    change = wanted - _total(state)
+    return _counted(state, change, author, {}) if change else Edit(EMPTY, before)
+
+
+def anew(before: bytes, wanted: Content, author: Author, hidden: bytes) -> Edit | None:
+    """What makes the counter show `wanted` without what is in `hidden`, its state for an author to
+    whom it did not show; nothing where that is the same number. What others have added since
+    stays, and the author's own parts were there."""
+    assert isinstance(wanted, int)
+    there, state = _state(hidden), _state(before)
+    if wanted == _total(there):
         return Edit(EMPTY, before)
-    up, down = parts.get(author.replica, (0, 0))
-    mine = (up + max(change, 0), down + max(-change, 0))
-    if max(mine) > INTEGER_MAX:
+    left_out = {}
+    for replica, part in state.parts.items():
+        up, down = there.parts.get(replica, (0, 0)) if replica != author.replica else part
+        if any(seen := (min(part[0], up), min(part[1], down))):
+            left_out[replica] = seen
+    return _counted(state, wanted, author, left_out)
+
+
+def _counted(state: _State, change: int, author: Author, left_out: _Parts) -> Edit | None:
+    up, down = state.parts.get(author.replica, (0, 0))
+    mine = {author.replica: (up + max(change, 0), down + max(-change, 0))}
+    if max(mine[author.replica]) > INTEGER_MAX:
         return None
-    return Edit(_packed({author.replica: mine}), _packed(parts | {author.replica: mine}))
+    parts = {**state.parts, **mine} if change else state.parts
+    after = _State(parts, _join(state.left_out, left_out))
+    return Edit(_packed(_State(mine if change else {}, left_out)), _packed(after))
 
 
 def carried(seen: Content, wanted: Content, onto: Content) -> Content:
@@ -99,52 +132,92 @@ def carried(seen: Content, wanted: Content, onto: Content) -> Content:
 
 
 def is_by(data: bytes, replica: int) -> bool:
-    """True when no other replica's part is in these bytes."""
-    return _parts(data).keys() <= {_BEGINNING, replica}
+    """True when no other replica's part is in these bytes; what is left out names others."""
+    return _state(data).parts.keys() <= {_BEGINNING, replica}
 
 
 def as_one_author(data: bytes, author: Author) -> bytes:
     """The same number, counted by one replica: for who has never heard of the others."""
-    parts = _parts(data)
-    others = [part for replica, part in parts.items() if replica != _BEGINNING]
-    mine = (sum(up for up, _ in others), sum(down for _, down in others))
+    parts, left_out = _state(data)
+    keeps = {replica: part for replica, part in parts.items() if replica == _BEGINNING}
+    without = {
+        replica: left_out[replica]
+        for replica in (_BEGINNING, author.replica)
+        if replica in left_out
+    }
+    others = _State(
+        {replica: part for replica, part in parts.items() if replica != _BEGINNING},
+        {replica: part for replica, part in left_out.items() if replica != _BEGINNING},
+    )
+    least = without.get(author.replica, (0, 0))
+    mine = (_sum(others, 0) + least[0], _sum(others, 1) + least[1])
     if max(mine) > INTEGER_MAX:
-        number = mine[0] - mine[1]
+        number = _total(others)
         mine = (min(max(number, 0), INTEGER_MAX), min(max(-number, 0), INTEGER_MAX))
-    return _packed({r: p for r, p in parts.items() if r == _BEGINNING} | {author.replica: mine})
+        without.pop(author.replica, None)
+    return _packed(_State(keeps | {author.replica: mine}, without))
 
 
 def fits_onto(before: bytes | None, delta: bytes) -> bool:
-    """Parts are totals: any joins any."""
-    del before, delta
-    return True
+    """True when no part is left out that was never counted: it would hide what its replica has yet
+    to add. Parts are totals: any joins any."""
+    left_out = _state(delta).left_out
+    known = _join(_state(before).parts if before is not None else {}, _state(delta).parts)
+    return not left_out or _join(known, left_out) == known
 
 
 def intent(before: bytes, after: bytes) -> object:
     """What an edit did, for people: `{"add": 3}`."""
-    return {"add": _total(_parts(after)) - _total(_parts(before))}
+    return {"add": _total(_state(after)) - _total(_state(before))}
 
 
-def _total(parts: dict[int, tuple[int, int]]) -> int:
-    return sum(up - down for up, down in parts.values())
+def _total(state: _State) -> int:
+    return _sum(state, 0) - _sum(state, 1)
 
 
-def _parts(data: bytes) -> dict[int, tuple[int, int]]:
-    flat = _unpack(data)
-    return {flat[at]: (flat[at + 1], flat[at + 2]) for at in range(0, len(flat), 3)}
+def _sum(state: _State, side: int) -> int:
+    """What all have added (0) or taken away (1), but for what is left out."""
+    return sum(part[side] for part in state.parts.values()) - sum(
+        part[side] for part in state.left_out.values()
+    )
 
 
-def _packed(parts: dict[int, tuple[int, int]]) -> bytes:
-    return _pack([number for replica in sorted(parts) for number in (replica, *parts[replica])])
+def _join(a: _Parts, b: _Parts) -> _Parts:
+    joined = {**a}
+    for replica, (up, down) in b.items():
+        had = a.get(replica, (0, 0))
+        joined[replica] = (max(up, had[0]), max(down, had[1]))
+    return joined
 
 
-def _unpack(data: bytes) -> tuple[int, ...]:
+def _state(data: bytes) -> _State:
+    return _State(
+        *(
+            {flat[at]: (flat[at + 1], flat[at + 2]) for at in range(0, len(flat), 3)}
+            for flat in _unpack(data)
+        )
+    )
+
+
+def _packed(state: _State) -> bytes:
+    flat, left_out = map(_flat, state)
+    return _pack([*flat, left_out] if left_out else flat)
+
+
+def _flat(parts: _Parts) -> list[int]:
+    return [number for replica in sorted(parts) for number in (replica, *parts[replica])]
+
+
+def _unpack(data: bytes) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The parts, and those that are left out, each flat."""
     try:
-        parts = msgpack.unpackb(
-            data, use_list=False, max_array_len=3 * REPLICAS_MAX, max_map_len=0, max_ext_len=0
+        found = msgpack.unpackb(
+            data, use_list=False, max_array_len=3 * REPLICAS_MAX + 1, max_map_len=0, max_ext_len=0
         )
     except (ValueError, msgpack.UnpackException) as error:
         raise FormatError(f"not a counter: {error}") from error
-    if type(parts) is not tuple:
+    if type(found) is not tuple:
         raise FormatError("not a counter")
-    return parts
+    if found and type(found[-1]) is tuple:
+        return found[:-1], found[-1]
+    return found, ()

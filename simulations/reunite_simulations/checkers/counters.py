@@ -4,7 +4,7 @@ An independent model: a sum of what each transaction added to the number that it
 number where it is known how often each counts, and else lies between two.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ def _differences(cell: Cell) -> Iterator[str]:
 
 def sum_of(cell: Cell) -> Bounds:
     """What a counter is in the end."""
-    total = _beginning(cell)
+    parts = [_beginning(cell)]
     made: list[tuple[Change, Bounds]] = []
     for change in cell.changes:
         if change.after is None:
@@ -74,13 +74,59 @@ def sum_of(cell: Cell) -> Bounds:
         after = _number(change.after)
         if change.hidden:
             known = _known(cell, change, made)
+            parts = _left_out(cell, change, made, parts, known)
+            parts.append(_anew(cell, change, known).counted(change.count))
             added = Bounds(after - known.high, after - known.low)
         else:
             before = _number(change.before or 0)
             added = Bounds(after - before, after - before)
+            parts.append(added.counted(change.count))
         made.append((change, added))
-        total = total.plus(added.counted(change.count))
+    total = Bounds(0, 0)
+    for part in parts:
+        total = total.plus(part)
     return total
+
+
+def _left_out(
+    cell: Cell,
+    change: Change,
+    made: Sequence[tuple[Change, Bounds]],
+    parts: Sequence[Bounds],
+    known: Bounds,
+) -> list[Bounds]:
+    """What is left of all that was counted where somebody wrote over NULL, or made a row again:
+    nothing of what his file had, unless he wrote the number that was there."""
+    if change.count is Count.NEVER:
+        return list(parts)
+    sure = change.count is Count.ONCE and not _may_be(change, known)
+    begins_once = not any(each.inserts for each in cell.changes)
+    had = [begins_once, *(_is_in_file_of(change, earlier) for earlier, _ in made)]
+    return [
+        Bounds(0, 0) if sure and here else part.or_nothing()
+        for part, here in zip(parts, had, strict=True)
+    ]
+
+
+def _anew(cell: Cell, change: Change, known: Bounds) -> Bounds:
+    """What is counted by who wrote over NULL, or made a row again."""
+    after = _number(change.after)
+    # Who has never heard of the row counts from its default.
+    from_default = after - _number(cell.default or 0) if change.inserts else after
+    added = Bounds(min(after, from_default), max(after, from_default))
+    return added.or_nothing() if _may_be(change, known) else added
+
+
+def _may_be(change: Change, known: Bounds) -> bool:
+    return known.low <= _number(change.after) <= known.high
+
+
+def _is_in_file_of(change: Change, earlier: Change) -> bool:
+    return (
+        earlier.made.client == change.made.client
+        and earlier.made.life == change.made.life
+        and earlier.count is Count.ONCE
+    )
 
 
 def _beginning(cell: Cell) -> Bounds:
@@ -109,9 +155,7 @@ def _known(cell: Cell, change: Change, made: list[tuple[Change, Bounds]]) -> Bou
         default = _number(cell.default or 0)
         known = Bounds(min(known.low, default, 0), max(known.high, default, 0))
     for earlier, added in made:
-        mine = earlier.made.client == change.made.client and earlier.count is Count.ONCE
-        same_life = earlier.made.life == change.made.life
-        known = known.plus(added if mine and same_life else added.or_nothing())
+        known = known.plus(added if _is_in_file_of(change, earlier) else added.or_nothing())
     return known
 
 

@@ -157,11 +157,12 @@ def _strange(cell: Cell, final: str) -> str:
 
 
 def _new_part(old: str, new: str) -> str:
-    """What of a text lies between the first and the last word where another differs."""
+    """What of a text lies between the first and the last word where another differs; a mark that
+    combines with what was deleted before it is typed anew."""
     start, end = _common(old, new)
-    while start and new[start - 1].isalnum():
+    while start and not new[start - 1].isspace():
         start -= 1
-    while end and new[-end].isalnum():
+    while end and not new[-end].isspace():
         end -= 1
     return new[start : len(new) - end]
 

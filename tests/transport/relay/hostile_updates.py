@@ -178,6 +178,12 @@ class Hostile:
 
     def counter(self, own: int) -> bytes:
         """A counter's cell, of parts that are not right more often than not."""
+        parts = self._parts(own)
+        if self._chance.random() < 0.3:
+            parts.append(self._parts(own))
+        return self._packed(parts)
+
+    def _parts(self, own: int) -> list[object]:
         chance = self._chance
         ids = (0, own, own, own + 1, 1, (1 << 63) - 1, 1 << 63, -1)
         numbers: Sequence[object] = (
@@ -203,7 +209,7 @@ class Hostile:
             parts.append(chance.choice(numbers[: 3 if chance.random() < 0.7 else 12]))
         if chance.random() < 0.2:
             parts = parts[: chance.randrange(len(parts) + 1)]
-        return self._packed(parts)
+        return parts
 
     def set(self, own: int) -> bytes:
         """A set's cell, likewise."""

@@ -6,6 +6,7 @@ After each of them all have what was written, or are told that it was refused, a
 import asyncio
 import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from reunite.text import Editor
 from reunite_transport.relay.commit import Changeset, Refused
 from tests.engine import conftest
 from tests.engine.conftest import MakePeer
-from tests.engine.peer import Peer
+from tests.engine.peer import START_MS, Peer
 from tests.transport.relay import committed_peers
 from tests.transport.relay.committed_peers import Relay
 
@@ -35,6 +36,8 @@ TAGS = cell_key(4, set.KIND)
 DATA = cell_key(6, yjs.JSON_KIND)
 
 STRANGER = 900
+# More than a clock may be ahead of the relay's.
+AHEAD_MS = 3_600_000
 # More blocks than the fixture `few_blocks` allows; two halves of it are less.
 PARTS = [{"a": 1, "b": 2, "c": 3}] * 300
 # Deeper than what msgpack and Python's JSON are asked to nest.
@@ -76,6 +79,12 @@ def refuse_all(_changeset: Changeset) -> Refused:
     return Refused("constraint", "no")
 
 
+def first_only(refusal: Refused) -> Callable[[Changeset], Refused | None]:
+    """Refuse what comes first, and nothing after it."""
+    left = [refusal]
+    return lambda _changeset: left.pop() if left else None
+
+
 def reasons(peer: Peer) -> list[Value]:
     """Why the peer's work was given up."""
     return [reason for _, _, _, reason, _ in peer.rejected()]
@@ -104,6 +113,24 @@ def test_a_copy_goes_on_from_work_that_arrived_in_another_form(
     relay.sync(a, b)
     assert a.rows(ROWS) == b.rows(ROWS) == copy.rows(ROWS)
     assert b.rows("SELECT body FROM note") == [("one good later",)]
+
+
+@pytest.mark.parametrize("reason", ["clock-ahead", "constraint"])
+def test_work_that_was_refused_and_goes_again_counts_once_though_a_copy_has_it(
+    make_peer: MakePeer, relay: Relay, reason: str
+) -> None:
+    a, _ = pair(make_peer, relay)
+    # As another program's, it is tried again after all else.
+    a.write("UPDATE note SET n = n + 3")
+    a.fold()
+    a.commit("INSERT INTO note (id, n) VALUES (2, 0)")
+    copy = make_peer(copy_of=a)
+    relay.refuse = first_only(Refused(reason, "no"))
+    relay.sync(a)
+    relay.sync(copy)
+    relay.sync(a)
+    assert a.rows("SELECT n FROM note") == copy.rows("SELECT n FROM note") == [(3,), (0,)]
+    assert (a.rejected(), copy.rejected()) == ([], [])
 
 
 def test_two_copies_that_adopted_the_same_rows_merge_their_edits(
@@ -310,6 +337,27 @@ def test_what_a_restored_relay_writes_is_beside_what_it_wrote_before(
     assert n == len("lost") + len("others")
     assert str(body).split()[0] == "one"
     assert sorted(str(body).split()[1:]) == ["lost", "others"]
+
+
+def test_an_offer_that_was_refused_for_its_time_is_made_in_the_files_new_name(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = pair(make_peer, relay)
+    relay.back_up()
+    a.commit("UPDATE note SET n = n + 2")
+    relay.sync(a, b)
+    a.commit("UPDATE note SET n = n + 1", at=AHEAD_MS)
+    a.commit("""UPDATE note SET n = n + 4, tags = '["milk"]', body = body || ' two'""", at=AHEAD_MS)
+    link = relay.connect(a)
+    link.ready()
+    link.close()
+    relay.restore()
+    a.clock.ms = START_MS
+    for peer in (b, a, b):
+        relay.sync(peer)
+    assert a.rows(ROWS) == b.rows(ROWS)
+    assert b.rows("SELECT n, body, tags FROM note") == [(7, "one two", '["milk"]')]
+    assert a.rejected() == []
 
 
 def test_what_one_writes_stays_where_another_wrote_the_same_and_took_it_back(
