@@ -117,6 +117,7 @@ def know(state: State, pairs: Iterable[tuple[int, int]]) -> None:
 def drop_reached(state: State) -> None:
     """Drop committed changesets whose commit the cursor has reached already."""
     shared = _shared(state)
+    outbox.note_offered(state)
     lines = _Lines(state)
     seen: dict[RowRef, int] = {}
     _drop_reached(state, lines, state.meta.seq, seen, shared[0])
@@ -139,6 +140,7 @@ def outbox_adopts(state: State) -> bool:
 def integrate(state: State, statements: Iterable[Statement]) -> None:
     """Merge statements into bases and tables, in order, in the caller's transaction."""
     shared = _shared(state)
+    outbox.note_offered(state)
     lines = _Lines(state)
     by_registry = state.by_registry()
     seq = 0
@@ -272,6 +274,8 @@ def _note_seen(state: State, lines: _Lines, time_by_row: Mapping[RowRef, int]) -
 
 def _saw(seen: dict[RowRef, int], entry: Entry) -> None:
     """Note the time of an edit for those of its row that come after it."""
+    if entry.is_base:
+        return
     seen[entry.row] = max(seen.get(entry.row, 0), time_of(latest_stamp(entry.document)))
 
 

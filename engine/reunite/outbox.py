@@ -306,6 +306,7 @@ def thaw(state: State, after: int) -> None:
 def restamp(state: State) -> set[RowRef]:
     """Stamp all unsent entries again from what was recorded: after the clock's offset or the
     replica's id has changed. Returns the rows whose pending changed; their lines are stale."""
+    note_offered(state)
     chain: dict[RowRef, int] = {}
     changed: set[RowRef] = set()
     for changeset in everything(state.conn):
@@ -315,7 +316,8 @@ def restamp(state: State) -> set[RowRef]:
         for entry in entries:
             floor = chain.get(entry.row, 0)
             if sent or entry.kind in (Kind.ADOPTED, Kind.OFFERED):
-                chain[entry.row] = max(floor, time_of(latest_stamp(entry.document)))
+                if not entry.is_base:
+                    chain[entry.row] = max(floor, time_of(latest_stamp(entry.document)))
                 fresh.append(entry)
                 continue
             # A clock that was ahead and was put right recorded a time that is still to come.
@@ -332,12 +334,27 @@ def restamp(state: State) -> set[RowRef]:
     return changed
 
 
-def note_seen(state: State, time_by_row: Mapping[RowRef, int]) -> None:
-    """Note that the pending edits of these rows have seen, at these times, what is in the outbox no
-    more: stamped again, they must not fall behind it. The next edit of each row is told; each later
-    one is stamped after the one before it, and is told when that leaves the outbox."""
+def note_offered(state: State) -> None:
+    """Note what edits have seen that were made since this file offers what a relay had stated."""
+    if shares(state):
+        offered = {
+            entry.row: time_of(latest_stamp(entry.document))
+            for changeset in pending(state.conn)
+            for entry in changeset.entries()
+            if entry.is_base
+        }
+        note_seen(state, offered, after=state.meta.shared)
+
+
+def note_seen(state: State, time_by_row: Mapping[RowRef, int], *, after: int = 0) -> None:
+    """Note that the pending edits of these rows have seen, at these times, what leaves the outbox:
+    stamped again, they must not fall behind it. The next edit of each row is told; each later one
+    is stamped after the one before it, and is told when that leaves the outbox. Those in changesets
+    up to `after` have not seen it."""
     left = dict(time_by_row)
-    ids = state.conn.execute("SELECT id FROM _reunite_changesets WHERE seq IS NULL ORDER BY id")
+    ids = state.conn.execute(
+        "SELECT id FROM _reunite_changesets WHERE seq IS NULL AND id > ? ORDER BY id", (after,)
+    )
     for (changeset,) in ids.fetchall() if left else ():
         (payload,) = state.conn.execute(
             "SELECT payload FROM _reunite_changesets WHERE id = ?", (changeset,)

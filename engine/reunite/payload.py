@@ -37,9 +37,9 @@ class Entry(NamedTuple):
     """One row's part of a changeset.
 
     `document` is encoded, every stamp of it this replica's single one or FLOOR, but for OFFERED
-    ones. `recorded_ms` is
-    the local clock at the edit and `seen` the greatest time in the row's base then, so that the
-    stamp can be made again. `derived` names the parent whose deletion changed this row.
+    ones. `recorded_ms` is the local clock at the edit and `seen` the greatest time in the row's
+    base then, so that the stamp can be made again; both are 0 for what is no edit of this file.
+    `derived` names the parent whose deletion changed this row.
     """
 
     row: RowRef
@@ -48,6 +48,12 @@ class Entry(NamedTuple):
     recorded_ms: int
     seen: int
     derived: RowRef | None = None
+
+    @property
+    def is_base(self) -> bool:
+        """True for what a relay had stated, offered to it again. Of the row's pending edits only
+        those that were made since then have seen it."""
+        return self.kind == Kind.OFFERED and not self.recorded_ms
 
 
 class StatedRows(NamedTuple):

@@ -89,6 +89,7 @@ def rejoin(state: State, known: Sequence[tuple[int, int]]) -> None:
     the same work, or send it yet, and the relay takes it once.
     """
     mark_known(state, known, counted_from=state.meta.acknowledged)
+    outbox.note_offered(state)
     merging = merging_rows(state)
     made = steps(state, merging)
     state.meta.replica = state.chance.replica()
@@ -124,7 +125,7 @@ def _withdraw_offers(state: State, refused: Changeset) -> None:
         entries = changeset.entries()
         own = [
             entry._replace(kind=Kind.PARTIAL if _is_delta(entry) else Kind.WHOLE)
-            if entry.kind == Kind.OFFERED and entry.recorded_ms
+            if entry.kind == Kind.OFFERED and not entry.is_base
             else entry
             for entry in entries
         ]

@@ -110,6 +110,48 @@ def test_an_edit_of_what_is_offered_beats_it_whatever_the_clock_says(
     assert empty.stated("todo", 1) == {"title": "had seen it"}
 
 
+def test_an_edit_that_had_not_seen_what_is_offered_does_not_beat_it(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = synced(make_peer, relay), make_peer()
+    relay.sync(b)
+    a.commit("UPDATE todo SET title = 'earlier'", at=10_000)
+    b.commit("UPDATE todo SET title = 'later'", at=50_000)
+    relay.sync(b)
+    # It hears of that, and of the restore, before it could send its own.
+    relay.connect(a).close()
+    empty = Relay()
+    refill(a, empty)
+    link = empty.connect(a)
+    link.push(changesets_max=1)
+    link.deliver()
+    link.close()
+    empty.ahead_ms[a.replica] = 300
+    empty.sync(a)
+    assert a.rows(TITLES) == [(1, "later")]
+    assert empty.stated("todo", 1) == {"title": "later"}
+    assert (a.replica.queued(), a.differences()) == (0, [])
+
+
+def test_an_edit_on_top_of_its_own_files_work_has_seen_what_is_offered(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = synced(make_peer, relay), make_peer()
+    relay.sync(b)
+    b.commit("UPDATE todo SET title = 'others'", at=50_000)
+    relay.sync(b)
+    a.commit("UPDATE todo SET title = 'mine'", at=60_000)
+    relay.connect(a).close()
+    empty = Relay()
+    refill(a, empty)
+    a.commit("UPDATE todo SET title = 'on top'", at=61_000)
+    # By this clock, both of its edits were before the other's.
+    empty.ahead_ms[a.replica] = 40_000
+    empty.sync(a)
+    assert a.rows(TITLES) == [(1, "on top")]
+    assert empty.stated("todo", 1) == {"title": "on top"}
+
+
 def test_rows_that_the_relay_still_has_are_not_written_again(
     make_peer: MakePeer, relay: Relay
 ) -> None:
