@@ -254,7 +254,8 @@ class _Counts:
         there = self._there(made)
         if made.own and there is not None:
             return there
-        if made.repeats or (made.doubtful and there is None):
+        again = made.repeats or (made.resent and self._went_back_since(made))
+        if again or (made.doubtful and there is None):
             return Count.ANY
         row = write.table, write.key
         rejected = (write.table, str(stored_key(write.key))) in self._rejected
@@ -267,12 +268,16 @@ class _Counts:
 
     def _there(self, made: Transaction) -> Count | None:
         """What the elements beside it say, which the relay got with it or not at all."""
-        history = self._world.history
-        whole = history.epoch(made.at) == len(history.restores)
-        if not (made.appended and whole) or history.comes_back_by_row(made):
+        if not made.appended or self._went_back_since(made):
             return None
         there = [element in self._elements for element in made.appended]
         return Count.ONCE if all(there) else Count.PERHAPS if any(there) else Count.NEVER
+
+    def _went_back_since(self, made: Transaction) -> bool:
+        """Whether the relays' database may have lost it, and got it back by other ways."""
+        history = self._world.history
+        whole = history.epoch(made.at) == len(history.restores)
+        return not whole or history.comes_back_by_row(made)
 
 
 def _deleted_by_strangers(world: "Observed") -> Mapping[tuple[str, Key, str], float]:

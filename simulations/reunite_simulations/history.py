@@ -75,6 +75,9 @@ class Transaction:
     # Written as another program, and not sent yet in a file that went back or was copied: it may be
     # noticed or sent once more, as other work.
     repeats: bool = False
+    # The same of its own work: it is sent again under its name, which a relay that was restored
+    # meanwhile does not know any more.
+    resent: bool = False
 
     @property
     def rows_written(self) -> int:
@@ -154,6 +157,7 @@ class History:
         for transaction in self.transactions:
             mine = f"{client}-".startswith((f"{transaction.client}-", f"{transaction.client}-copy"))
             transaction.repeats |= mine and not transaction.own
+            transaction.resent |= mine and transaction.own
 
     def mistime(self, client: str, since: float) -> None:
         """This client's clock is wrong from now on, and dates what it has not sent yet anew."""

@@ -76,6 +76,18 @@ def test_what_a_file_that_went_back_may_send_again_counts_any_number_of_times() 
     assert said(Counters(), world) == ""
 
 
+def test_own_work_of_a_file_that_went_back_counts_once_unless_the_relay_did_too() -> None:
+    world = told_post(votes=11)
+    world.wrote("client1", {"votes": 8}, {})
+    world.history.repeat("client1")
+    assert "makes 8" in said(Counters(), world)
+    made = world.history.transactions[0]
+    witnessed(world, made, "1.0.1", there=True)
+    assert "makes 8" in said(Counters(), world)
+    world.history.restores.append(2.0)
+    assert said(Counters(), world) == ""
+
+
 @pytest.mark.parametrize(("votes", "wrong"), [(70, False), (73, False), (74, True), (65, True)])
 def test_a_number_under_null_is_left_out_as_far_as_it_was_there(votes: int, wrong: bool) -> None:
     world = told_post(votes=votes)
