@@ -232,11 +232,16 @@ async def backup(world: "World", chance: EventChance) -> None:
     world.note_fault(chance)
     path = client.path.with_name(f"{client.name}-backup{chance.number}.db")
     client.copy_to(path)
-    taken = world.now()
+    taken, settled_at = world.now(), client.settled_at
     await chance.pause(5, 60)
     if client.up:
         world.history.doubt(client.name, taken)
         world.rolled_back.add(client.name)
+        # What was pending then is so again, and may have been sent since, as by a copy.
+        world.twins.add(client.name)
+        client.settled_at = settled_at
+        if client.name in world.history.wrong_clocks:
+            world.history.mistime(client.name, settled_at)
         client.restore(path)
         world.died(client)
 
