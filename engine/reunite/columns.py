@@ -151,23 +151,19 @@ class Columns:
         author: Author,
         *,
         seen: tuple[Value] | None = None,
-        hidden: bytes | None = None,
     ) -> CellEdit:
         """The edit that makes a column, by its register's key, show `value`. Where the author saw
-        another value, `seen`, than the document says, it is what was done to that; `hidden` is the
-        state of the column's cell for the author, where that did not show."""
+        another value, `seen`, than the document says, it is what was done to that."""
         for kind in self.kinds_by_key.get(key, ()):
             wanted = KINDS[kind].content(value)
             if wanted is None:
                 continue
             begun = key | kind in document.cells
             before = self.state(document, key, kind)
-            if seen is None and is_hidden(document, key | kind):
-                hidden = before
-            if kind == COUNTER and hidden is not None:
-                anew = counter.anew(before, wanted, author, hidden)
+            if kind == COUNTER and seen is None and is_hidden(document, key | kind):
+                anew = counter.anew(before, wanted, author)
                 if anew is not None:
-                    return CellEdit(key | kind, anew.delta if begun else anew.after, anew.after)
+                    return CellEdit(key | kind, anew.delta, anew.after)
                 continue
             if seen is not None:
                 was = KINDS[kind].content(seen[0])
@@ -189,6 +185,17 @@ class Columns:
                 delta = edit.delta if begun else edit.after
                 return CellEdit(key | kind, delta, edit.after)
         return CellEdit(key, value, value)
+
+    def count_again(
+        self, document: Document, key: int, delta: bytes, made_on: bytes, author: Author
+    ) -> CellEdit | None:
+        """What a counter's delta did to `made_on`, done to this document's column, by its
+        register's key; None where no part can hold it."""
+        edit = counter.again(self.state(document, key, COUNTER), delta, made_on, author)
+        if edit is None:
+            return None
+        begun = key | COUNTER in document.cells
+        return CellEdit(key | COUNTER, edit.delta if begun else edit.after, edit.after)
 
     def begin(self, key: int, value: Value) -> CellEdit:
         """A column that begins with `value`, wherever it does: a default, or a row that came with

@@ -15,7 +15,7 @@ from reunite.cells import KINDS
 from reunite.cells.counter import KIND as COUNTER
 from reunite.cells.register import Register
 from reunite.cells.set import KIND as SET
-from reunite.columns import Columns, columns_of, is_hidden
+from reunite.columns import Columns, columns_of
 from reunite.document import EMPTY, KIND_MASK, Document, decode, encode, merge, merges
 from reunite.errors import FormatError
 from reunite.payload import Entry, Kind, RowRef
@@ -156,13 +156,19 @@ def _made_anew(state: State, entry: Entry, step: Step, onto: Document, *, rename
         if not kind or column not in columns.keys or _stays(key, step, onto, renamed=renamed):
             cells[key] = (mark, value)
             continue
+        if kind == COUNTER and kind in columns.kinds_by_key.get(column, ()):
+            assert isinstance(value, bytes)
+            made_on = columns.state(step.before, column, COUNTER)
+            counted = columns.count_again(onto, column, value, made_on, state.author)
+            if counted is not None:
+                cells[counted.key] = (mark, counted.delta)
+                continue
         edit = columns.edit(
             onto,
             column,
             columns.value_of(_only(step.after, key), column),
             state.author,
             seen=(columns.value_of(_only(step.before, key), column),),
-            hidden=_state(step.before, key) if is_hidden(step.before, key) else None,
         )
         cells[edit.key] = (mark, edit.delta)
     if cells == document.cells:
@@ -186,12 +192,6 @@ def _stays(key: int, step: Step, onto: Document, *, renamed: bool) -> bool:
         return KINDS[kind].merge(there, seen) is there
     except FormatError:
         return False
-
-
-def _state(document: Document, key: int) -> bytes:
-    state = document.cells[key][1]
-    assert isinstance(state, bytes)
-    return state
 
 
 def _only(document: Document, key: int) -> Document:

@@ -67,7 +67,7 @@ class Apart:
     def count_anew(self, replica: int, wanted: Content) -> None:
         """One replica writes a counter that does not show."""
         before = self.states[replica]
-        found = counter.anew(before, wanted, self.author(replica), before)
+        found = counter.anew(before, wanted, self.author(replica))
         assert found is not None
         assert counter.value(found.after) == wanted
         assert counter.merge(before, found.delta) == found.after
@@ -257,7 +257,7 @@ def test_counters_that_two_write_anew_add_up_without_what_was_there() -> None:
     assert more is not None
     state = more.after
     for replica, number in ((1, 3), (2, 4)):
-        edit = counter.anew(before, number, Author(replica, 0), before)
+        edit = counter.anew(before, number, Author(replica, 0))
         assert edit is not None
         state = counter.merge(state, edit.delta)
     assert counter.value(state) == 3 + 4 + 5
@@ -268,14 +268,14 @@ def test_counters_that_two_write_anew_add_up_without_what_was_there() -> None:
     assert counter.merge(counter.EMPTY, state) == bytes.fromhex(
         "9d000a0001030002040003050093000a00"
     )
-    again = counter.anew(before, 10, Author(1, 0), before)
+    again = counter.anew(before, 10, Author(1, 0))
     assert again is not None
     assert again.after == before
 
 
 def test_what_another_never_counted_is_not_left_out() -> None:
     before = counter.initial(10)
-    edit = counter.anew(before, 0, Author(1, 0), counter.initial(10))
+    edit = counter.anew(before, 0, Author(1, 0))
     assert edit is not None
     assert counter.fits_onto(before, edit.delta)
     assert not counter.fits_onto(counter.initial(9), edit.delta)

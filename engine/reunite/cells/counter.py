@@ -97,30 +97,41 @@ def edit(before: bytes, wanted: Content, author: Author) -> Edit | None:
     return _counted(state, change, author, {}) if change else Edit(EMPTY, before)
 
 
-def anew(before: bytes, wanted: Content, author: Author, hidden: bytes) -> Edit | None:
-    """What makes the counter show `wanted` without what is in `hidden`, its state for an author to
-    whom it did not show; nothing where that is the same number. What others have added since
-    stays, and the author's own parts were there."""
+def anew(before: bytes, wanted: Content, author: Author) -> Edit | None:
+    """What makes a counter that did not show show `wanted`, without what was there; nothing where
+    that is the same number."""
     assert isinstance(wanted, int)
-    there, state = _state(hidden), _state(before)
-    if wanted == _total(there):
+    state = _state(before)
+    if wanted == _total(state):
         return Edit(EMPTY, before)
+    return _counted(state, wanted, author, state.parts)
+
+
+def again(before: bytes, delta: bytes, made_on: bytes, author: Author) -> Edit | None:
+    """What a delta did to `made_on`, done to another state: it adds as much, and leaves out what it
+    left out, as far as that is there. Its author's own parts have come before it."""
+    did, there, state = _state(delta), _state(made_on), _state(before)
+    change = sum(
+        (up - had_up) - (down - had_down)
+        for replica, (up, down) in did.parts.items()
+        if replica != _BEGINNING
+        for had_up, had_down in (there.parts.get(replica, (0, 0)),)
+    )
     left_out = {}
-    for replica, part in state.parts.items():
-        up, down = there.parts.get(replica, (0, 0)) if replica != author.replica else part
-        if any(seen := (min(part[0], up), min(part[1], down))):
-            left_out[replica] = seen
-    return _counted(state, wanted, author, left_out)
+    for replica, part in state.parts.items() if did.left_out else ():
+        seen = part if replica == author.replica else did.left_out.get(replica, (0, 0))
+        left_out[replica] = (min(part[0], seen[0]), min(part[1], seen[1]))
+    return _counted(state, change, author, left_out)
 
 
 def _counted(state: _State, change: int, author: Author, left_out: _Parts) -> Edit | None:
     up, down = state.parts.get(author.replica, (0, 0))
-    mine = {author.replica: (up + max(change, 0), down + max(-change, 0))}
-    if max(mine[author.replica]) > INTEGER_MAX:
+    mine = {author.replica: (up + max(change, 0), down + max(-change, 0))} if change else {}
+    if any(max(part) > INTEGER_MAX for part in mine.values()):
         return None
-    parts = {**state.parts, **mine} if change else state.parts
-    after = _State(parts, _join(state.left_out, left_out))
-    return Edit(_packed(_State(mine if change else {}, left_out)), _packed(after))
+    delta = _State(mine, {replica: part for replica, part in left_out.items() if any(part)})
+    after = _State({**state.parts, **mine}, _join(state.left_out, delta.left_out))
+    return Edit(_packed(delta), _packed(after))
 
 
 def carried(seen: Content, wanted: Content, onto: Content) -> Content:

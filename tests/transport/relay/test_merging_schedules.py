@@ -133,6 +133,34 @@ def test_work_that_was_refused_and_goes_again_counts_once_though_a_copy_has_it(
     assert (a.rejected(), copy.rejected()) == ([], [])
 
 
+def test_counters_that_copies_write_anew_are_made_again_as_they_were(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = pair(make_peer, relay, "5, 'one', '[]', '[]', '{}', 'x'")
+    copies = [fork(make_peer, relay, a), fork(make_peer, relay, a)]
+    for copy in copies:
+        for edit in ("NULL", "1", "n + 7"):
+            copy.commit(f"UPDATE note SET n = {edit}")
+    for _ in range(2):
+        b.commit("UPDATE note SET n = n - 2")
+        relay.sync(b)
+        for copy in copies:
+            relay.connect(copy).close()
+    links = [relay.connect(copy) for copy in copies]
+    while any(batches := [link.ready() for link in links]):
+        # Both are on their way before either hears of the other's.
+        for link, batch in zip(links, batches, strict=True):
+            relay.commit(link, batch)
+        for link in links:
+            link.deliver()
+    for link in links:
+        link.close()
+    for peer in (a, b, *copies):
+        relay.sync(peer)
+    # What they had not seen stays, and is not taken for what they wrote.
+    assert [peer.rows("SELECT n FROM note") for peer in (a, b, *copies)] == [[(2 * 8 - 4,)]] * 4
+
+
 def test_two_copies_that_adopted_the_same_rows_merge_their_edits(
     make_peer: MakePeer, relay: Relay
 ) -> None:
