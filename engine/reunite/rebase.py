@@ -16,7 +16,16 @@ from reunite.cells.counter import KIND as COUNTER
 from reunite.cells.register import Register
 from reunite.cells.set import KIND as SET
 from reunite.columns import Columns, columns_of
-from reunite.document import EMPTY, KIND_MASK, Document, decode, encode, merge, merges
+from reunite.document import (
+    EMPTY,
+    KIND_MASK,
+    Document,
+    decode,
+    encode,
+    fits_onto,
+    merge,
+    merges,
+)
 from reunite.errors import FormatError
 from reunite.payload import Entry, Kind, RowRef
 from reunite.state import State
@@ -132,7 +141,9 @@ def rebase(
             step = known.get((changeset.id, entry.row, entry.document))
             if entry.row in rows:
                 unsent = changeset.number is None and changeset.seq is None
-                if step is not None and unsent and entry.kind <= Kind.WHOLE:
+                # What is offered stays as it was, unless what it builds on is gone.
+                stays = entry.kind == Kind.OFFERED and _fits(entry, rows[entry.row])
+                if step is not None and unsent and entry.kind != Kind.ADOPTED and not stays:
                     entry = _made_anew(state, entry, step, rows[entry.row], renamed=renamed)
                 try:
                     rows[entry.row] = merge(rows[entry.row], decode(entry.document))
@@ -145,6 +156,13 @@ def rebase(
             fresh.append(entry)
         if fresh != entries:
             outbox.encode_anew(state.conn, changeset.id, fresh)
+
+
+def _fits(entry: Entry, onto: Document) -> bool:
+    try:
+        return fits_onto(onto, decode(entry.document))
+    except FormatError:
+        return False
 
 
 def _made_anew(state: State, entry: Entry, step: Step, onto: Document, *, renamed: bool) -> Entry:

@@ -79,6 +79,13 @@ def refuse_all(_changeset: Changeset) -> Refused:
     return Refused("constraint", "no")
 
 
+def refuse_bad(changeset: Changeset) -> Refused | None:
+    """Refuse what sets a column to 'bad'."""
+    documents = [decode(data) for rows in changeset.sections for data in rows.documents]
+    bad = any(value == "bad" for found in documents for _, value in found.cells.values())
+    return Refused("constraint", "no") if bad else None
+
+
 def first_only(refusal: Refused) -> Callable[[Changeset], Refused | None]:
     """Refuse what comes first, and nothing after it."""
     left = [refusal]
@@ -101,11 +108,6 @@ def test_a_copy_goes_on_from_work_that_arrived_in_another_form(
     a.commit("UPDATE note SET body = body || ' good'")
     copy = make_peer(copy_of=a)
     copy.commit("UPDATE note SET body = body || ' later'")
-
-    def refuse_bad(changeset: Changeset) -> Refused | None:
-        documents = [decode(data) for rows in changeset.sections for data in rows.documents]
-        bad = any(value == "bad" for found in documents for _, value in found.cells.values())
-        return Refused("constraint", "no") if bad else None
 
     relay.refuse = refuse_bad
     relay.sync(a)
@@ -386,6 +388,30 @@ def test_an_offer_that_was_refused_for_its_time_is_made_in_the_files_new_name(
     assert a.rows(ROWS) == b.rows(ROWS)
     assert b.rows("SELECT n, body, tags FROM note") == [(7, "one two", '["milk"]')]
     assert a.rejected() == []
+
+
+def test_what_is_offered_on_top_of_what_is_refused_is_made_anew(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    a, b = pair(make_peer, relay, "0, NULL, '[]', NULL, NULL, 'x'")
+    relay.back_up()
+    a.commit("UPDATE note SET t = 'lost'")
+    relay.sync(a)
+    a.commit("""UPDATE note SET t = 'bad', n = 3, body = 'bad', steps = '["bad"]'""")
+    a.commit(
+        "UPDATE note SET n = n + 4, body = body || ' good',"
+        " steps = json_insert(steps, '$[#]', 'good')"
+    )
+    link = relay.connect(a)
+    link.ready()
+    link.close()
+    relay.restore()
+    relay.refuse = refuse_bad
+    for peer in (a, b):
+        relay.sync(peer)
+    assert a.rows(ROWS) == b.rows(ROWS)
+    assert b.rows("SELECT t, n, body, steps FROM note") == [("lost", 4, " good", '["good"]')]
+    assert reasons(a) == ["constraint"]
 
 
 def test_what_one_writes_stays_where_another_wrote_the_same_and_took_it_back(
