@@ -156,6 +156,8 @@ def _send_whole(
                 continue
         if entry.row in lacking and _is_delta(entry) and visible is not None and visible.alive:
             full = merge(visible, decode(entry.document))
+            # The row itself is what is sent now, whatever has changed it.
+            entry = entry._replace(derived=None)
             if entry.kind == Kind.OFFERED:
                 entry = entry._replace(document=encode(full))
             elif row.base is None or not names_authors(full):
@@ -319,7 +321,7 @@ def _on_adopted(state: State, entry: Entry, adopted: dict[RowRef, Entry]) -> Ent
         return entry
     mark = stamp(edit_time(entry.recorded_ms, state.meta.offset_ms, entry.seen), state.meta.replica)
     full = whole(merge(decode(below.document), document), mark, state.author)
-    return entry._replace(kind=Kind.WHOLE, document=encode(full))
+    return entry._replace(kind=Kind.WHOLE, document=encode(full), derived=None)
 
 
 def _record(

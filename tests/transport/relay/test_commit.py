@@ -482,6 +482,28 @@ def test_a_derived_delete_is_dropped_when_the_child_has_moved_and_its_author_is_
     run(postgres_url, scenario, LIST, TODO)
 
 
+def test_a_row_that_is_sent_whole_is_taken_whatever_it_is_derived_from(postgres_url: str) -> None:
+    async def scenario(r: Realm) -> None:
+        made = at(r.now, A)
+        await r.commit(changeset(A, 1, entries((1, inserted(made, {2: "L"})))))
+        parent = row(1).key
+        whole = inserted(at(r.now + 1, A), {2: None, 3: "lost its list"})
+        gone = deleted(at(r.now + 1, A))
+        outcome = await r.commit(
+            changeset(
+                A,
+                2,
+                entries((1, gone)),
+                entries((5, whole), table_id=2, derived=((0, 1, parent),)),
+            )
+        )
+        assert outcome.verdicts == (Taken(),)
+        # Its author takes it for the relay's from here on.
+        assert await r.sql("SELECT id, title FROM todo") == [(5, "lost its list")]
+
+    run(postgres_url, scenario, LIST, TODO)
+
+
 def test_a_parent_is_not_deleted_while_anothers_child_is_in_it(postgres_url: str) -> None:
     async def scenario(r: Realm) -> None:
         made = at(r.now, A)

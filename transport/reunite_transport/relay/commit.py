@@ -352,7 +352,8 @@ class _Commit:
                     f"{self._row_name(row)} is not known here",
                     dict.fromkeys(r for r in partial if r not in known and r not in drafted),
                 )
-            if derived and not self._still_refers(row, before or EMPTY, derived):
+            # A row that nobody has is new, whatever made its author's database write it.
+            if derived and before is not None and not self._still_refers(row, before, derived):
                 authors.append((row, None))
                 continue
             if merging and not fits_onto(before, entry):
