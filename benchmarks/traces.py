@@ -33,7 +33,8 @@ from reunite.payload import StatedRows, Statement
 from reunite.replica import Replica, fold_own, fold_strangers
 from reunite.state import Chance
 from reunite_transport.messages import Entries
-from reunite_transport.relay.commit import Changeset, Outcome, Taken, commit_batch
+from reunite_transport.relay.admission import Changeset
+from reunite_transport.relay.commit import Outcome, Taken, commit_batch
 from reunite_transport.relay.sqlite_store import SqliteStore, open_sqlite
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "shared" / "data"

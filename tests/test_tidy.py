@@ -39,7 +39,10 @@ EDGES = {
         "transport/reunite_transport/codec.py",
         "transport/reunite_transport/reader.py",
     ],
-    "pycrdt": ["engine/reunite/cells/yjs.py"],
+    "pycrdt": [
+        "engine/reunite/cells/yjs.py",
+        "transport/reunite_transport/relay/trial_process.py",
+    ],
     "rich": [SIMULATE, *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "demo", "watch"))],
     "sqlalchemy": ["engine/reunite/sqlalchemy_types.py", f"{RELAY}/postgres_schema.py"],
     "typer": [SIMULATE, *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "watch"))],

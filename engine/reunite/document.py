@@ -38,6 +38,7 @@ import msgpack
 
 from reunite.cells import KINDS
 from reunite.cells.register import INTEGER_MAX, Register, Value, wins
+from reunite.cells.yjs import Yjs
 from reunite.clock import FLOOR, NEVER, STAMP_BYTES
 from reunite.errors import FormatError
 
@@ -143,6 +144,20 @@ def fits_onto(before: Document | None, delta: Document) -> bool:
         for key, cell in delta.cells.items()
         if key & KIND_MASK
     )
+
+
+def heavy_cells(before: Document | None, delta: Document) -> Sequence[tuple[str, bytes, bytes]]:
+    """The Yjs cells for which a sound delta may be made to take long, so that a relay tries it
+    elsewhere first: the root's name, the cell before, and what is applied to it."""
+    known = before.cells if before is not None else {}
+    found = []
+    for key, cell in delta.cells.items():
+        kind = KINDS[key & KIND_MASK] if key & KIND_MASK else None
+        if isinstance(kind, Yjs):
+            old = _state(known[key]) if key in known else None
+            if kind.is_heavy(old, _state(cell)):
+                found.append((kind.shape, old or b"", _state(cell)))
+    return found
 
 
 def _state(cell: Register) -> bytes:

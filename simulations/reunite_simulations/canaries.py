@@ -23,7 +23,8 @@ from reunite.shape import Shape
 from reunite.state import State, StateCache
 from reunite_transport.messages import Verdict
 from reunite_transport.relay import service, sqlite_store
-from reunite_transport.relay.commit import Changeset, Outcome, commit_batch
+from reunite_transport.relay.admission import Changeset
+from reunite_transport.relay.commit import Outcome, commit_batch
 from reunite_transport.relay.flusher import Flusher
 from reunite_transport.relay.hub import Hub
 from reunite_transport.relay.sqlite_bookkeeping import Head, read_head

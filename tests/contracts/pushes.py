@@ -8,7 +8,7 @@ from reunite.document import Document, cell_key, encode
 from reunite.keys import pack_key
 from reunite.schema import Column, ForeignKey, Index, Table
 from reunite_transport.messages import Entries, EntryKind
-from reunite_transport.relay.commit import Changeset
+from reunite_transport.relay.admission import Changeset
 from reunite_transport.relay.store import RowId
 
 A, B = 101, 102

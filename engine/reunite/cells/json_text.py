@@ -23,7 +23,7 @@ def parsed(value: Value) -> object:
     if type(value) is not str:
         return None
     try:
-        found = json.loads(value, parse_constant=_refuse, parse_int=_integer, parse_float=_double)
+        found = _DECODER.decode(value)
         value.encode()
         canonical(found).encode()
         nested = depth(found)
@@ -34,7 +34,7 @@ def parsed(value: Value) -> object:
 
 def canonical(found: object) -> str:
     """The one text of a JSON value."""
-    return json.dumps(found, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return _ENCODER.encode(found)
 
 
 def order(element: str) -> tuple[int, float, str]:
@@ -72,3 +72,8 @@ def _double(text: str) -> float:
 
 def _refuse(text: str) -> object:
     raise ValueError(f"{text} is no JSON")
+
+
+# `json.loads` and `json.dumps` make a new one at each call.
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse, parse_int=_integer, parse_float=_double)
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -13,11 +13,13 @@ one, and what was deleted has no content any more.
 Source: Nicolaescu et al., "Near real-time peer-to-peer shared editing" (2016), YATA.
 """
 
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import wraps
 from hashlib import blake2b
+from math import log2
 from threading import Lock
 from typing import Any, Final, Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -42,6 +44,13 @@ _CLIENT_BITS: Final = 53
 _SAFE_INTEGER: Final = (1 << 53) - 1
 # Documents that are only read and merged write nothing, so they need no id of their own.
 _NOBODY: Final = 1
+
+# The bytes of the numbers that are kept in buffers.
+_NUMBER_BYTES: Final = frozenset(b"0123456789+-.eE")
+
+# An edit of `n` blocks takes Yjs up to 5 ns for `n` and each byte of the document: there are
+# places to pass, and strings to count through and cut. Up to here it takes about a second at most.
+_LIGHT: Final = 200_000_000
 
 # A character of two UTF-16 code units, or bytes that look like one.
 _WIDE: Final = re.compile(rb"[\xf0-\xf4][\x80-\xbf]{3}")
@@ -86,7 +95,7 @@ class Yjs:
     """One kind of Yjs cell; see `reunite.cells.kinds.Kind`."""
 
     def __init__(self, shape: Shape) -> None:
-        self._shape: Shape = shape
+        self.shape: Shape = shape
         self._values = _Recent[Value]()
         self._docs = _Recent[_Loaded]()
         # Who edited last. Documents are loaded in that name, so that it can go on in them.
@@ -94,10 +103,10 @@ class Yjs:
 
     def content(self, value: Value) -> Content | None:
         """The text, the JSON array or the JSON object that a value is; None for another."""
-        if self._shape == "text":
+        if self.shape == "text":
             return value if type(value) is str and _is_unicode(value) else None
         found = parsed(value)
-        return found if isinstance(found, list if self._shape == "list" else dict) else None
+        return found if isinstance(found, list if self.shape == "list" else dict) else None
 
     def shown(self, found: Content) -> Value:
         """The value again; JSON in its one form."""
@@ -105,7 +114,7 @@ class Yjs:
 
     def check(self, data: bytes) -> None:
         """Raise FormatError unless these bytes, from a peer, are sound."""
-        parse(data, self._shape)
+        parse(data, self.shape)
 
     @_guarded
     def merge(self, a: bytes, b: bytes) -> bytes:
@@ -113,7 +122,7 @@ class Yjs:
         is not in `a`: Yjs would put it off and say nothing."""
         if a == b or b == EMPTY:
             return a
-        update = parse(b, self._shape)
+        update = parse(b, self.shape)
         kept = self._taken(a)
         doc = kept.doc
         if not ready(update, parse_state(doc.get_state())):
@@ -146,7 +155,7 @@ class Yjs:
             return EMPTY
         shown = self.shown(found)
         assert isinstance(shown, str)
-        digest = blake2b(f"{self._shape} {shown}".encode(), digest_size=8).digest()
+        digest = blake2b(f"{self.shape} {shown}".encode(), digest_size=8).digest()
         doc = Doc[Any](client_id=client_id(int.from_bytes(digest, "big")))
         self._write(doc, self._empty(), found)
         return self._readable(doc.get_update())
@@ -155,7 +164,7 @@ class Yjs:
         """A document that was made here, when it can be read again. Raises FormatError for one that
         is too large; two that are not could make it."""
         if len(data) > 2 * BLOCKS_MAX:  # a block takes two bytes
-            parse(data, self._shape)
+            parse(data, self.shape)
         return data
 
     @_guarded
@@ -203,13 +212,22 @@ class Yjs:
     def fits_onto(self, before: bytes | None, delta: bytes) -> bool:
         """True when all that the delta builds on is there. Raises FormatError for one that an
         honest writer could not have made of this document."""
-        update = parse(delta, self._shape)
+        update = parse(delta, self.shape)
         if before is None:
             return ready(update, {})
-        if self._shape == "text" and not (update.outline.wide or _WIDE.search(before)):
+        if self.shape == "text" and not (update.outline.wide or _WIDE.search(before)):
             # All that could be wrong is a character that is divided.
             return ready(update, self.state(before))
-        return fits(update, parse(before, self._shape))
+        return fits(update, parse(before, self.shape))
+
+    def is_heavy(self, before: bytes | None, delta: bytes) -> bool:
+        """True when Yjs might take long, or take much memory, to apply a sound delta, or to load
+        what comes of it: its time can grow as the square of what a liar sends."""
+        size = len(before or b"") + len(delta)
+        parts = parse(delta, self.shape).parts
+        if before and _magnitude(size) > _magnitude(len(before)):
+            parts += parse(before, self.shape).parts
+        return parts * size > _LIGHT
 
     def intent(self, before: bytes, after: bytes) -> object:
         """What an edit did, for people: `{"before": ..., "after": ...}`."""
@@ -232,7 +250,7 @@ class Yjs:
             return kept.doc
         doc = Doc[Any](client_id=self._writer if writer is None else writer)
         if data != EMPTY:
-            if kept is None and not ready(parse(data, self._shape), {}):
+            if kept is None and not ready(parse(data, self.shape), {}):
                 raise FormatError("a Yjs document is not whole")
             doc.apply_update(data)
         return doc
@@ -242,14 +260,17 @@ class Yjs:
         return self._docs.take(data) or _Loaded(self.loaded(data), False)
 
     def _empty(self) -> Content:
-        return {"text": "", "list": [], "json": {}}[self._shape]
+        return {"text": "", "list": [], "json": {}}[self.shape]
 
     def _read(self, doc: "Doc[Any]") -> Value:
-        if self._shape == "text":
+        if self.shape == "text":
             return str(doc.get("text", type=Text))
-        if self._shape == "list":
-            return canonical(_plain(doc.get("list", type=Array).to_py()))
-        return canonical(_plain(doc.get("json", type=Map).to_py()))
+        root: Array[Any] | Map[Any]
+        root = doc.get("list", type=Array) if self.shape == "list" else doc.get("json", type=Map)
+        # In one go, as `to_py` looks for each item from the first one on. A buffer is written as
+        # an array of its bytes, and a great double as an integer, so what may be those is asked.
+        found = json.loads(str(root))
+        return canonical(_plain(root.to_py() if _is_unclear(found) else found))
 
     def _write(self, doc: "Doc[Any]", old: Content, new: Content) -> None:
         with doc.transaction():
@@ -453,6 +474,22 @@ def _shared(value: Any) -> Any:
         return value
     exact = abs(value) <= _SAFE_INTEGER if isinstance(value, int) else not value.is_integer()
     return value if exact else canonical(value).encode()
+
+
+def _magnitude(size: int) -> int:
+    # The square doubles from each to the next.
+    return int(2 * log2(max(size, 1)))
+
+
+def _is_unclear(value: Any) -> bool:
+    """Whether Yjs's own JSON may have been written of something else."""
+    if isinstance(value, dict):
+        return any(map(_is_unclear, value.values()))
+    if isinstance(value, list):
+        if value and all(type(item) is int and item in _NUMBER_BYTES for item in value):
+            return True
+        return any(map(_is_unclear, value))
+    return isinstance(value, int) and abs(value) > _SAFE_INTEGER
 
 
 def _plain(value: Any) -> Any:

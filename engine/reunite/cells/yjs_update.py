@@ -40,8 +40,8 @@ Shape: TypeAlias = Literal["text", "list", "json"]
 
 # A cell is a part of a row document, which ends at the same size.
 UPDATE_BYTES_MAX: Final = 16 << 20
-# Yjs's time can grow as the square of the blocks that a liar sends: 16,000 took 3 s. An honest text
-# has as many blocks as it has characters when each was typed elsewhere than the one before.
+# Also of the ranges that are deleted. An honest text has as many blocks as it has characters when
+# each was typed elsewhere than the one before.
 BLOCKS_MAX: Final = 1 << 18
 # Yjs breaks at 2^31. A block that only says how long it is can use up a client's clock, so the end
 # is set where nobody gets by writing: ten characters a second in one cell, day and night, for ten
@@ -92,11 +92,13 @@ class Outline:
 
 
 class Update(NamedTuple):
-    """What an update holds of each client, and below which clock of each it needs everything."""
+    """What an update holds of each client, below which clock of each it needs everything, and how
+    many blocks and deleted ranges it has."""
 
     spans: Mapping[int, Span]
     needs: Mapping[int, int]
     outline: Outline
+    parts: int
 
 
 def parse(data: bytes, shape: Shape) -> Update:
@@ -188,6 +190,7 @@ class _Reader:
         self._spans: dict[int, Span] = {}
         self._needs: dict[int, int] = {}
         self._outline = Outline(shape)
+        self._parts = 0
         # References of a client's block to another client: (client, clock, other, its clock).
         self._across: list[tuple[int, int, int, int]] = []
 
@@ -205,7 +208,7 @@ class _Reader:
                 _check_cut(outline, client, clock)
         if outline.blocks:
             outline.places, outline.types = _check_places(self._spans, outline, {}, None)
-        return Update(self._spans, self._needs, outline)
+        return Update(self._spans, self._needs, outline, self._parts)
 
     def _need(self, client: int, clock: int) -> None:
         if clock > self._needs.get(client, 0):
@@ -282,6 +285,7 @@ class _Reader:
             if clock > CLOCK_MAX:
                 raise FormatError(f"a Yjs update holds a clock over {CLOCK_MAX}")
             spans[client] = Span(first, clock)
+        self._parts = total
         return at
 
     def _read_parent(self, info: int, client: int, clock: int, at: int) -> tuple[_Place, int]:
@@ -333,12 +337,14 @@ class _Reader:
 
     def _read_deletes(self, at: int) -> int:
         data, spans, outline = self._data, self._spans, self._outline
+        total = 0
         clients, at = _uint(data, at)
         for _ in range(clients):
             client, at = _uint(data, at)
             count, at = _uint(data, at)
-            if client in outline.deletes or not count:
-                raise FormatError("a Yjs update deletes of a client twice, or nothing")
+            total += count
+            if client in outline.deletes or not count or total > BLOCKS_MAX:
+                raise FormatError("a Yjs update deletes of a client twice, nothing or too much")
             starts: list[int] = []
             ends: list[int] = []
             outline.deletes[client] = starts, ends
@@ -355,6 +361,7 @@ class _Reader:
                 outline.cuts.append((client, end))
             if client not in spans or end > spans[client].end:
                 self._need(client, end)
+        self._parts += total
         return at
 
     def _order(self) -> list[_Id]:

@@ -18,14 +18,8 @@ from reunite.keys import pack_key
 from reunite.payload import StatedRows, Statement
 from reunite.replica import Outgoing
 from reunite_transport.messages import Entries, EntryKind, Verdict
-from reunite_transport.relay.commit import (
-    Changeset,
-    Outcome,
-    Refused,
-    Repeated,
-    Taken,
-    commit_batch,
-)
+from reunite_transport.relay.admission import Changeset, Refused
+from reunite_transport.relay.commit import Outcome, Repeated, Taken, commit_batch
 from reunite_transport.relay.sqlite_store import open_sqlite
 from tests.engine.peer import START_MS, Peer
 

@@ -35,7 +35,8 @@ from reunite.keys import unpack_key
 from reunite.payload import StatedRows, Statement
 from reunite.verify import verify
 from reunite_transport.messages import EntryKind
-from reunite_transport.relay.commit import Changeset, Outcome, Refused, Taken, commit_batch
+from reunite_transport.relay.admission import Changeset, Refused
+from reunite_transport.relay.commit import Outcome, Taken, commit_batch
 from reunite_transport.relay.sqlite_store import SqliteStore, open_sqlite
 from tests.contracts.pushes import at, changeset, column, entries, row, table
 from tests.engine.peer import Peer

@@ -12,12 +12,11 @@ from reunite.keys import unpack_key
 from reunite.schema import ForeignKey, Table
 from reunite_transport.messages import EntryKind
 from reunite_transport.messages import Verdict as History
+from reunite_transport.relay.admission import Changeset, Refused
 from reunite_transport.relay.commit import (
-    Changeset,
     Ignored,
     Outcome,
     Postponed,
-    Refused,
     Repeated,
     Taken,
     commit_batch,

@@ -11,13 +11,8 @@ from reunite.document import Document, cell_key, encode, merge
 from reunite.keys import pack_key
 from reunite_transport.messages import EntryKind
 from reunite_transport.relay import commit
-from reunite_transport.relay.commit import (
-    Changeset,
-    Ignored,
-    Refused,
-    Taken,
-    commit_batch,
-)
+from reunite_transport.relay.admission import Changeset, Refused, size_bound
+from reunite_transport.relay.commit import Ignored, Taken, commit_batch
 from tests.contracts.pushes import (
     A,
     B,
@@ -115,7 +110,7 @@ DOCUMENTS = st.builds(
 
 @given(DOCUMENTS, DOCUMENTS)
 def test_a_join_is_never_larger_than_its_bound(a: Document, b: Document) -> None:
-    bound = sum(commit._size_bound(encode(each), each) for each in (a, b))
+    bound = sum(size_bound(encode(each), each) for each in (a, b))
     assert len(encode(merge(a, b))) <= bound
 
 

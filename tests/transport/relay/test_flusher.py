@@ -10,7 +10,8 @@ import pytest
 
 from reunite_transport.messages import Commit, Error, Known, Rejected
 from reunite_transport.relay import flusher as flusher_module
-from reunite_transport.relay.commit import Changeset, Outcome, commit_batch
+from reunite_transport.relay.admission import Changeset
+from reunite_transport.relay.commit import Outcome, commit_batch
 from reunite_transport.relay.flusher import QUEUED_BYTES_MAX, Flusher
 from reunite_transport.relay.hub import Hub
 from reunite_transport.relay.store import Busy, RowChange, Store, StoreError, Violation

@@ -35,7 +35,8 @@ from reunite_transport.messages import (
     Rejected,
     Resume,
 )
-from reunite_transport.relay.commit import Outcome, Refused, Taken, commit_batch
+from reunite_transport.relay.admission import Refused
+from reunite_transport.relay.commit import Outcome, Taken, commit_batch
 from reunite_transport.relay.postgres_store import open_postgres
 from reunite_transport.relay.server import Relay, serve
 from reunite_transport.relay.sqlite_store import open_sqlite
@@ -98,7 +99,7 @@ def without_a_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the parser took what it must not."""
 
     def parse(data: bytes, shape: Shape) -> Update:
-        return Update({}, {}, Outline(shape))
+        return Update({}, {}, Outline(shape), 0)
 
     monkeypatch.setattr(yjs, "parse", parse)
 

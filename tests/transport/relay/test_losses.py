@@ -9,7 +9,8 @@ from reunite.clock import FLOOR, NEVER
 from reunite.document import Document, cell_key, decode
 from reunite.overwritten import Loss
 from reunite_transport.messages import EntryKind
-from reunite_transport.relay.commit import Refused, Taken, commit_batch
+from reunite_transport.relay.admission import Refused
+from reunite_transport.relay.commit import Taken, commit_batch
 from tests.contracts.pushes import (
     A,
     B,

@@ -20,7 +20,7 @@ from reunite.cells.kinds import Author
 from reunite.cells.register import Value
 from reunite.document import cell_key, decode
 from reunite.text import Editor
-from reunite_transport.relay.commit import Changeset, Refused
+from reunite_transport.relay.admission import Changeset, Refused
 from tests.engine import conftest
 from tests.engine.conftest import MakePeer
 from tests.engine.peer import START_MS, Peer

@@ -15,7 +15,8 @@ from reunite.cells.register import Value
 from reunite.document import EMPTY, Document, encode
 from reunite.schema import Table
 from reunite_transport.relay import sqlite_store
-from reunite_transport.relay.commit import Changeset, Outcome, Refused, Taken, commit_batch
+from reunite_transport.relay.admission import Changeset, Refused
+from reunite_transport.relay.commit import Outcome, Taken, commit_batch
 from reunite_transport.relay.postgres_store import open_postgres
 from reunite_transport.relay.sqlite_store import SqliteStore, open_sqlite
 from reunite_transport.relay.store import Busy, RowChange, Store, StoreError

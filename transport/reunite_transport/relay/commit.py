@@ -7,11 +7,11 @@ again on what was taken so far, until the one bad changeset stands alone.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from reunite.cells.kinds import Author
 from reunite.cells.register import Value, same
-from reunite.clock import AHEAD_MS_MAX, FLOOR, NEVER, replica_of, stamp, time_of
+from reunite.clock import NEVER, stamp, time_of
 from reunite.columns import columns_of
 from reunite.document import (
     CELLS_MAX,
@@ -20,19 +20,26 @@ from reunite.document import (
     KIND_MASK,
     Document,
     cell_key,
-    check_cells,
     decode,
     encode,
     fits_onto,
-    is_by,
+    heavy_cells,
     merge,
-    merges,
 )
 from reunite.errors import FormatError
 from reunite.keys import unpack_key
 from reunite.overwritten import Loss, losses
 from reunite.schema import ForeignKey, Table, ascii_lower
-from reunite_transport.messages import MESSAGE_CHARS_MAX, Entries, EntryKind
+from reunite_transport.messages import MESSAGE_CHARS_MAX
+from reunite_transport.relay.admission import (
+    Changeset,
+    Entry,
+    Refusal,
+    Refused,
+    checked,
+    is_delta,
+    size_bound,
+)
 from reunite_transport.relay.store import (
     Accepted,
     Busy,
@@ -43,33 +50,12 @@ from reunite_transport.relay.store import (
     StoreTransaction,
     Violation,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Changeset:
-    """A whole changeset as a session collected it; `term` is that of its session."""
-
-    replica: int
-    term: int
-    number: int
-    nonce: bytes
-    loose: bool
-    sections: tuple[Entries, ...]
+from reunite_transport.relay.trial import Trials
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
     """The changeset is in this commit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The changeset is not in and will not be as it is; see `messages` for the reasons. `rows`
-    are those that the reason concerns, where that is known."""
-
-    reason: str
-    message: str
-    rows: tuple[RowId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +112,10 @@ async def commit_batch(
     Raises StoreError when the database fails. It may then be committed all the same; clients that
     connect again learn which of their changesets are in.
     """
-    async with store.begin() as transaction:
+    async with Trials() as trials, store.begin() as transaction:
         standings = await transaction.standings(sorted({c.replica for c in batch}))
         tables = {table.id: table for table in transaction.tables}
-        commit = _Commit(transaction, store.replica, tables, refill=refill)
+        commit = _Commit(transaction, trials, store.replica, tables, refill=refill)
         repeated = await transaction.accepted_nonces([c.nonce for c in batch])
         candidates = commit.admit(batch, standings, repeated)
         rows = dict.fromkeys(entry.row for c in candidates for entry in c.entries)
@@ -148,28 +134,11 @@ async def commit_batch(
     return Outcome(transaction.seq, token, stated, verdicts)
 
 
-class _Entry(NamedTuple):
-    row: RowId
-    document: Document
-    kind: int
-    # At most what the document adds to the bytes of the row's.
-    size: int
-    # The parents whose deletion caused this entry.
-    derived: tuple[tuple[int, bytes], ...] = ()
-    # Whether a cell of it merges inside its value.
-    merging: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     place: int
     replica: int
-    entries: Sequence[_Entry]
-
-
-class _Refusal(Exception):
-    def __init__(self, reason: str, message: str, rows: Iterable[RowId] = ()) -> None:
-        self.verdict = Refused(reason, message[:MESSAGE_CHARS_MAX], tuple(rows))
+    entries: Sequence[Entry]
 
 
 @dataclass(slots=True)
@@ -199,6 +168,7 @@ class _Commit:
     def __init__(
         self,
         transaction: StoreTransaction,
+        trials: Trials,
         replica: int,
         tables: Mapping[int, Table],
         *,
@@ -207,6 +177,7 @@ class _Commit:
         self.verdicts: list[Verdict] = []
         self.losses: dict[RowId, list[Loss]] = {}
         self._transaction = transaction
+        self._trials = trials
         self._replica = replica
         # Its id is new at every start, so it numbers this run of the process as well.
         self._author = Author(replica, replica)
@@ -247,10 +218,10 @@ class _Commit:
                 continue
             seen.add(changeset.nonce)
             try:
-                entries = _checked(
+                entries = checked(
                     changeset, self._tables, self._transaction.now_ms, refill=self._refill
                 )
-            except _Refusal as refusal:
+            except Refusal as refusal:
                 self.verdicts[place] = refusal.verdict
                 # No later number fits any more. Whether this verdict stands depends on the
                 # earlier ones: see `_conclude`.
@@ -266,12 +237,12 @@ class _Commit:
         self._stored = dict(documents)
         self._documents = {row: decode(data) for row, data in documents.items()}
         self._sizes = {
-            row: _size_bound(data, self._documents[row]) for row, data in documents.items()
+            row: size_bound(data, self._documents[row]) for row, data in documents.items()
         }
 
     async def attempt(self, candidates: Sequence[_Candidate]) -> None:
         """Take as many as the database lets in, in order."""
-        draft = self._draft(candidates)
+        draft = await self._draft(candidates)
         changes = [
             RowChange(row, self._documents.get(row, EMPTY), document)
             for row, document in draft.documents.items()
@@ -281,7 +252,7 @@ class _Commit:
                 async with self._transaction.savepoint():
                     made = await self._transaction.write_rows(changes)
                     self._edit(draft, made)
-        except (Violation, Busy, FormatError, _Refusal) as error:
+        except (Violation, Busy, FormatError, Refusal) as error:
             if len(candidates) > 1:
                 half = len(candidates) // 2
                 await self.attempt(candidates[:half])
@@ -314,7 +285,7 @@ class _Commit:
             stated.append(CommittedRow(row, data, author))
         return changed, tuple(stated)
 
-    def _draft(self, candidates: Iterable[_Candidate]) -> _Draft:
+    async def _draft(self, candidates: Iterable[_Candidate]) -> _Draft:
         draft = _Draft()
         halted = dict(self._halted)
         for candidate in candidates:
@@ -322,22 +293,22 @@ class _Commit:
             if verdict is None:
                 verdict = self.verdicts[candidate.place]
                 if not isinstance(verdict, Refused | Repeated | Postponed):
-                    verdict = self._merged(candidate, draft)
+                    verdict = await self._merged(candidate, draft)
                 after = _after(verdict)
                 if after is not None:
                     halted[candidate.replica] = after
             draft.verdicts[candidate.place] = verdict
         return draft
 
-    def _merged(self, candidate: _Candidate, draft: _Draft) -> Verdict:
+    async def _merged(self, candidate: _Candidate, draft: _Draft) -> Verdict:
         """Merge a changeset into the draft, or leave the draft as it was and say why not."""
         try:
-            self._merge(candidate, draft)
-        except (FormatError, _Refusal) as error:
+            await self._merge(candidate, draft)
+        except (FormatError, Refusal) as error:
             return _meaning(error)
         return Taken()
 
-    def _merge(self, candidate: _Candidate, draft: _Draft) -> None:
+    async def _merge(self, candidate: _Candidate, draft: _Draft) -> None:
         merged: dict[RowId, Document] = {}
         sizes: dict[RowId, int] = {}
         authors: list[tuple[RowId, int | None]] = []
@@ -345,9 +316,9 @@ class _Commit:
         known, drafted = self._documents, draft.documents
         for row, entry, kind, size, derived, merging in candidate.entries:
             before = merged.get(row) or drafted.get(row) or known.get(row)
-            if before is None and _is_delta(kind, entry):
-                partial = [e.row for e in candidate.entries if _is_delta(e.kind, e.document)]
-                raise _Refusal(
+            if before is None and is_delta(kind, entry):
+                partial = [e.row for e in candidate.entries if is_delta(e.kind, e.document)]
+                raise Refusal(
                     "need-whole",
                     f"{self._row_name(row)} is not known here",
                     dict.fromkeys(r for r in partial if r not in known and r not in drafted),
@@ -356,12 +327,11 @@ class _Commit:
             if derived and before is not None and not self._still_refers(row, before, derived):
                 authors.append((row, None))
                 continue
-            if merging and not fits_onto(before, entry):
-                raise _Refusal(
-                    "need-whole",
-                    f"{self._row_name(row)} lacks here what an edit builds on",
-                    [row],
-                )
+            if merging:
+                if not fits_onto(before, entry):
+                    lacking = f"{self._row_name(row)} lacks here what an edit builds on"
+                    raise Refusal("need-whole", lacking, [row])
+                await self._trials.hold(heavy_cells(before, entry))
             if before is not None:
                 lost += [(row, loss) for loss in losses(before, entry)]
             after = entry if before is None else merge(before, entry)
@@ -379,18 +349,18 @@ class _Commit:
             draft.add_author(row, author)
 
     def _size(self, row: RowId, document: Document, bound: int) -> int:
-        """`bound`, or a closer one where it says too little. Raises _Refusal for a document that
+        """`bound`, or a closer one where it says too little. Raises Refusal for a document that
         nobody would take: two of an allowed size can join to one that is over it."""
         if bound <= DOCUMENT_BYTES_MAX and len(document.cells) <= CELLS_MAX:
             return bound
         data = encode(document)
         if len(data) > DOCUMENT_BYTES_MAX or len(document.cells) > CELLS_MAX:
-            raise _Refusal(
+            raise Refusal(
                 "too-large",
                 f"{self._row_name(row)} would have {len(document.cells)} cells and {len(data)}"
                 f" bytes, over the {CELLS_MAX} cells or {DOCUMENT_BYTES_MAX} bytes of a row",
             )
-        return _size_bound(data, document)
+        return size_bound(data, document)
 
     def _still_refers(
         self, row: RowId, before: Document, derived: Sequence[tuple[int, bytes]]
@@ -436,9 +406,9 @@ class _Commit:
         return f"a row of {self._tables[row.table].name!r}"
 
 
-def _meaning(error: Violation | Busy | FormatError | _Refusal) -> Verdict:
+def _meaning(error: Violation | Busy | FormatError | Refusal) -> Verdict:
     """What a changeset that failed by itself gets."""
-    if isinstance(error, _Refusal):
+    if isinstance(error, Refusal):
         return error.verdict
     if isinstance(error, FormatError):
         return Refused("invalid", str(error)[:MESSAGE_CHARS_MAX])
@@ -451,100 +421,11 @@ def _meaning(error: Violation | Busy | FormatError | _Refusal) -> Verdict:
 _VALUE_OVERHEAD: Final = 16 + 3 + 5 + 9
 
 
-def _size_bound(data: bytes, document: Document) -> int:
-    """At most what a document adds to the bytes of a join: each cell's number of a stamp, and a
-    double where a peer wrote a single, may come on top of its own bytes."""
-    return len(data) + 8 * len(document.cells) + 64
-
-
 def _after(verdict: Verdict) -> Verdict | None:
     """What the later changesets of the same replica get."""
     if isinstance(verdict, Refused):
         return Ignored()
     return verdict if isinstance(verdict, Postponed) else None
-
-
-def _is_delta(kind: int, document: Document) -> bool:
-    """True for an entry that says too little to make a row of."""
-    return kind == EntryKind.PARTIAL or (kind == EntryKind.OFFERED and document.born == NEVER)
-
-
-def _checked(
-    changeset: Changeset, tables: Mapping[int, Table], now_ms: int, *, refill: bool
-) -> list[_Entry]:
-    """The entries of a changeset, each checked by itself. Raises _Refusal."""
-    entries: list[_Entry] = []
-    own, offered = {NEVER, FLOOR}, {NEVER, FLOOR}
-    for section in changeset.sections:
-        table = tables.get(section.table)
-        if table is None:
-            raise _Refusal("invalid", f"table {section.table} is not in the registry")
-        derived = _derived(section, tables)
-        rows = zip(section.keys, section.documents, section.kinds, strict=True)
-        for index, (key, data, kind) in enumerate(rows):
-            try:
-                _check_key(key, table)
-                document = decode(data)
-                merging = merges(document)
-                if merging:
-                    check_cells(document)
-            except FormatError as error:
-                raise _Refusal("invalid", f"table {table.name!r}: {error}") from error
-            stamps = {document.born, document.edited, document.deleted}
-            stamps.update([cell[0] for cell in document.cells.values()])
-            fine = offered if kind == EntryKind.OFFERED else own
-            own_only = kind != EntryKind.OFFERED
-            if merging and own_only and not is_by(document, changeset.replica):
-                raise _Refusal("invalid", "a cell names another replica than the pusher's")
-            if not stamps <= fine:
-                for found in stamps - fine:
-                    _check_time(found, now_ms)
-                    if kind != EntryKind.OFFERED and replica_of(found) != changeset.replica:
-                        raise _Refusal("invalid", "a stamp is not the pusher's own")
-                fine |= stamps
-            if kind == EntryKind.ADOPTED:
-                if not stamps <= {NEVER, FLOOR} or document.deleted != NEVER:
-                    raise _Refusal("invalid", "an adopted row holds an edit")
-            elif kind == EntryKind.OFFERED and not refill:
-                raise _Refusal(
-                    "expired",
-                    "the relay was restored from a backup, and what came after it is not wanted",
-                )
-            elif kind not in (EntryKind.PARTIAL, EntryKind.WHOLE, EntryKind.OFFERED):
-                raise _Refusal("invalid", f"an entry is of an unknown kind: {kind!r}")
-            size = _size_bound(data, document)
-            row = RowId(table.id, key)
-            parents = derived.get(index, ())
-            entries.append(_Entry(row, document, kind, size, parents, merging))
-    return entries
-
-
-def _derived(
-    section: Entries, tables: Mapping[int, Table]
-) -> dict[int, tuple[tuple[int, bytes], ...]]:
-    parents_by_index: dict[int, tuple[tuple[int, bytes], ...]] = {}
-    for index, parent, key in section.derived:
-        if not 0 <= index < len(section.keys) or parent not in tables:
-            raise _Refusal("invalid", "an entry is derived from nothing")
-        try:
-            _check_key(key, tables[parent])
-        except FormatError as error:
-            raise _Refusal("invalid", f"an entry is derived from nothing: {error}") from error
-        parents_by_index[index] = (*parents_by_index.get(index, ()), (parent, key))
-    return parents_by_index
-
-
-def _check_key(key: bytes, table: Table) -> None:
-    if len(unpack_key(key)) != len(table.key):
-        raise FormatError("a key has too few or too many parts")
-
-
-def _check_time(found: bytes, now_ms: int) -> None:
-    ahead_ms = (time_of(found) >> 16) - now_ms
-    if ahead_ms > AHEAD_MS_MAX:
-        raise _Refusal(
-            "clock-ahead", f"an edit is {ahead_ms} ms ahead of the relay's clock; set yours"
-        )
 
 
 def _refers(

@@ -23,12 +23,11 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from reunite_transport.messages import TOKEN_BYTES
+from reunite_transport.relay.admission import Changeset, Refused
 from reunite_transport.relay.commit import (
-    Changeset,
     Ignored,
     Outcome,
     Postponed,
-    Refused,
     Repeated,
     Taken,
     commit_batch,
