@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from reunite.cells import EMPTY_STATE, KINDS, counter
+from reunite.cells import set as set_cell
 from reunite.cells.counter import KIND as COUNTER
 from reunite.cells.kinds import Author
 from reunite.cells.register import Register, Value, same
@@ -186,16 +187,19 @@ class Columns:
                 return CellEdit(key | kind, delta, edit.after)
         return CellEdit(key, value, value)
 
-    def count_again(
-        self, document: Document, key: int, delta: bytes, made_on: bytes, author: Author
+    def again(
+        self, document: Document, key: int, delta: bytes, made_on: Document, author: Author
     ) -> CellEdit | None:
-        """What a counter's delta did to `made_on`, done to this document's column, by its
-        register's key; None where no part can hold it."""
-        edit = counter.again(self.state(document, key, COUNTER), delta, made_on, author)
+        """What the delta of a counter or set, by its cell's key, did to the document that it was
+        made on, done to this one; None where its kind cannot hold it."""
+        column, kind = key & ~KIND_MASK, key & KIND_MASK
+        again = counter.again if kind == COUNTER else set_cell.again
+        before = self.state(document, column, kind)
+        edit = again(before, delta, self.state(made_on, column, kind), author)
         if edit is None:
             return None
-        begun = key | COUNTER in document.cells
-        return CellEdit(key | COUNTER, edit.delta if begun else edit.after, edit.after)
+        delta = edit.delta if key in document.cells else edit.after
+        return CellEdit(key, delta, edit.after)
 
     def begin(self, key: int, value: Value) -> CellEdit:
         """A column that begins with `value`, wherever it does: a default, or a row that came with

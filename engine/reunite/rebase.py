@@ -174,12 +174,11 @@ def _made_anew(state: State, entry: Entry, step: Step, onto: Document, *, rename
         if not kind or column not in columns.keys or _stays(key, step, onto, renamed=renamed):
             cells[key] = (mark, value)
             continue
-        if kind == COUNTER and kind in columns.kinds_by_key.get(column, ()):
+        if kind in _NAMING and kind in columns.kinds_by_key.get(column, ()):
             assert isinstance(value, bytes)
-            made_on = columns.state(step.before, column, COUNTER)
-            counted = columns.count_again(onto, column, value, made_on, state.author)
-            if counted is not None:
-                cells[counted.key] = (mark, counted.delta)
+            again = columns.again(onto, key, value, step.before, state.author)
+            if again is not None:
+                cells[again.key] = (mark, again.delta)
                 continue
         edit = columns.edit(
             onto,

@@ -232,9 +232,11 @@ async def backup(world: "World", chance: EventChance) -> None:
     world.note_fault(chance)
     path = client.path.with_name(f"{client.name}-backup{chance.number}.db")
     client.copy_to(path)
-    taken, settled_at = world.now(), client.settled_at
+    taken, settled_at, lost_files = world.now(), client.settled_at, len(client.lost_files)
     await chance.pause(5, 60)
     if client.up:
+        # It may be a backup of a file that was lost meanwhile, with its machine.
+        client.back_again = client.lost_files[lost_files:]
         world.history.doubt(client.name, taken)
         world.rolled_back.add(client.name)
         # What was pending then is so again, and may have been sent since, as by a copy.
@@ -268,6 +270,7 @@ async def lost(world: "World", chance: EventChance) -> None:
         ):
             made.doubtful = True
     history.retire(client.name, file)
+    client.lost_files.append(file)
     world.rolled_back |= {client.name, file}
     if client.name in world.twins:
         world.twins.add(file)

@@ -82,6 +82,9 @@ class Client:
     session: int = 0
     # The file goes back in time, or is a copy, with the next start.
     goes_back: bool = False
+    # The names of its files that were lost, and which of them a backup brought back.
+    lost_files: list[str] = field(default_factory=list)
+    back_again: Sequence[str] = ()
     crash_after: int | None = None
     # The share of the WAL that a crash at a statement takes with it.
     crash_cut: float = 0.0

@@ -267,7 +267,8 @@ class World:
         if client.goes_back:
             client.goes_back = False
             if observe.standing(client.app).queued:
-                self.history.repeat(client.name)
+                for name in (client.name, *client.back_again):
+                    self.history.repeat(name)
         if self.has_table(client, APPEND_TABLE):
             try:
                 client.track([table.name for table in self._tables])

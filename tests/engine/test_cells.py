@@ -310,6 +310,41 @@ def test_an_addition_that_a_removal_did_not_see_wins() -> None:
     assert not sets.fits_onto(begun, unseen.delta)
 
 
+def test_a_set_edit_made_anew_sees_no_more_than_it_saw() -> None:
+    made_on = sets.edit(sets.EMPTY, frozenset(['"x"', '"y"']), Author(1, 0))
+    assert made_on is not None
+    removal = sets.edit(made_on.after, frozenset(), Author(2, 0))
+    gone = sets.edit(made_on.after, frozenset(), Author(3, 0))
+    assert gone is not None
+    other = sets.edit(gone.after, frozenset(['"x"']), Author(3, 0))
+    assert removal is not None
+    assert other is not None
+    anew = sets.again(other.after, removal.delta, made_on.after, Author(4, 0))
+    assert anew is not None
+    assert sets.value(anew.after) == '["x"]'
+    # An element that is there by another's add is added beside it, once.
+    add = sets.edit(sets.EMPTY, frozenset(['"x"']), Author(2, 0))
+    assert add is not None
+    anew = sets.again(other.after, add.delta, sets.EMPTY, Author(2, 0))
+    assert anew is not None
+    unseen = sets.edit(other.after, frozenset(), Author(5, 0))
+    assert unseen is not None
+    assert sets.value(sets.merge(anew.after, unseen.after)) == '["x"]'
+    twice = sets.again(anew.after, add.delta, sets.EMPTY, Author(2, 0))
+    assert twice is not None
+    assert twice.after == anew.after
+    # Its author's own adds came before it, under the name that it has now.
+    own = sets.edit(made_on.after, frozenset(['"x"', '"y"', '"z"']), Author(2, 0))
+    assert own is not None
+    gone = sets.edit(own.after, frozenset(['"x"', '"y"']), Author(2, 0))
+    renamed = sets.again(made_on.after, own.delta, made_on.after, Author(4, 0))
+    assert gone is not None
+    assert renamed is not None
+    anew = sets.again(renamed.after, gone.delta, own.after, Author(4, 0))
+    assert anew is not None
+    assert sets.value(anew.after) == '["x","y"]'
+
+
 @given(st.lists(JSON, max_size=8))
 def test_a_set_is_shown_in_one_order(elements: list[Any]) -> None:
     content = sets.content(json.dumps(elements))

@@ -21,6 +21,8 @@ REGRESSIONS = [
     pytest.param(257, 10, id="a cell that went back within a transaction is taken for an edit"),
     pytest.param(138, 8, id="what builds on a refused offer is kept as it was, and stops sync"),
     pytest.param(96, 5, id="a counter that is written anew takes in what it had not seen"),
+    pytest.param(1043, 6, id="a set's removal that is made anew hides what it had not seen"),
+    pytest.param(1191, 5, id="a backup brings back a file that was lost meanwhile"),
     pytest.param(4, 8, id="an older edit beats what its file offers to a restored relay"),
 ]
 

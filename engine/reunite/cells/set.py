@@ -106,6 +106,29 @@ def edit(before: bytes, wanted: Content, author: Author) -> Edit | None:
     return Edit(packed, merge(before, packed))
 
 
+def again(before: bytes, delta: bytes, made_on: bytes, author: Author) -> Edit | None:
+    """What a delta did, done to another set: its removals hide no add that they had not seen. None
+    where so many elements came and went that a relay would refuse the set."""
+    del made_on  # A removal names what it saw.
+    state, mine = _state(before), author.replica
+    fresh: _State = {}
+    for element, (adds, removed) in _state(delta).items():
+        there, gone = state.get(element, ({}, {}))
+        if _is_there({r: n for r, n in adds.items() if r != _BEGINNING}, removed):
+            # Beside another's add, which somebody else may have seen and removed.
+            if not there.get(mine, 0) > gone.get(mine, 0):
+                fresh[element] = ({mine: 1 + max(there.get(mine, 0), gone.get(mine, 0))}, {})
+            continue
+        # Its author's own adds came before it, and may have been made anew as well.
+        took = {r: n for r, n in there.items() if r == mine or n <= removed.get(r, 0)}
+        if removed and took:
+            fresh[element] = ({}, took)
+    if len(state | fresh) > ELEMENTS_MAX:
+        return None
+    packed = _packed(fresh)
+    return Edit(packed, merge(before, packed))
+
+
 def carried(seen: Content, wanted: Content, onto: Content) -> Content:
     """The same additions and removals on another set."""
     assert isinstance(seen, frozenset)
@@ -151,10 +174,12 @@ def intent(before: bytes, after: bytes) -> object:
 
 def _present(state: _State) -> frozenset[str]:
     return frozenset(
-        element
-        for element, (adds, removed) in state.items()
-        if any(number > removed.get(replica, 0) for replica, number in adds.items())
+        element for element, (adds, removed) in state.items() if _is_there(adds, removed)
     )
+
+
+def _is_there(adds: _Numbers, removed: _Numbers) -> bool:
+    return any(number > removed.get(replica, 0) for replica, number in adds.items())
 
 
 def _join(a: _Numbers, b: _Numbers) -> _Numbers:
