@@ -238,7 +238,9 @@ class Client:
 
     def crash_at(self, statements: int, *, cut: float = 0.0) -> None:
         """Let the process die at one of its next statements; with `cut` by a loss of power."""
-        self.crash_after, self.crash_cut = statements, cut
+        # What is torn already has its own share.
+        if self._torn is None:
+            self.crash_after, self.crash_cut = statements, cut
         for conn in (self._app, self._engine):
             assert conn is not None
             conn.set_trace_callback(self._count)
