@@ -77,8 +77,10 @@ def _once(cell: Cell) -> dict[str, tuple[int, Change | None]]:
     for place, change in enumerate(cell.changes):
         new = Counter(words(_text(change.after)))
         old = Counter() if change.hidden else Counter(words(_text(change.before)))
+        before, after = "" if change.hidden else _text(change.before), _text(change.after)
         for word in new - old:
-            times[word] += new[word]
+            # Also what stands in it beside other letters: without those it is a word, too.
+            times[word] += max(new[word], after.count(word) - before.count(word))
             found[word] = place, change
             if _touches(change, word):
                 times[word] += 1
