@@ -25,6 +25,8 @@ def refill(state: State, tables: Sequence[Table]) -> int:
     """Forget the relay's history and make ready to offer what it had stated; `tables` is its
     registry as it is now. Returns how many rows may be offered."""
     state.conn.execute("DELETE FROM _reunite_inbox")
+    # Of what it offers already; what it is about to offer came under edits that are older.
+    outbox.note_offered(state)
     _keep_what_was_sent(state)
     count = _offer_bases(state)
     registry.forget(state, tables)

@@ -297,6 +297,7 @@ class Replica:
                 state.save("offset_ms")
                 verdicts.restamp(state)
             if fork:
+                outbox.note_offered(state)
                 verdicts.rejoin(state, known)
             elif known:
                 verdicts.mark_known(state, known, counted_from=meta.acknowledged)

@@ -86,10 +86,10 @@ def rejoin(state: State, known: Sequence[tuple[int, int]]) -> None:
 
     `known` pairs (number, seq) are in already and go when the cursor reaches them; the rest is
     stamped and numbered anew under a new replica id. Nonces stay: the file's twin may have sent
-    the same work, or send it yet, and the relay takes it once.
+    the same work, or send it yet, and the relay takes it once. What edits have seen of what this
+    file offers has to be noted before (`outbox.note_offered`).
     """
     mark_known(state, known, counted_from=state.meta.acknowledged)
-    outbox.note_offered(state)
     merging = merging_rows(state)
     made = steps(state, merging)
     state.meta.replica = state.chance.replica()

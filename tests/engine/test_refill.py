@@ -133,6 +133,23 @@ def test_an_edit_that_had_not_seen_what_is_offered_does_not_beat_it(
     assert (a.replica.queued(), a.differences()) == (0, [])
 
 
+def test_nor_after_a_second_restore_while_it_offers(make_peer: MakePeer, relay: Relay) -> None:
+    a, b = synced(make_peer, relay), make_peer()
+    relay.sync(b)
+    first, second = Relay(), Relay()
+    refill(a, first)
+    a.commit("UPDATE todo SET title = 'earlier'", at=10_000)
+    refill(b, first)
+    b.commit("UPDATE todo SET title = 'later'", at=50_000)
+    first.sync(b)
+    first.connect(a).close()
+    refill(a, second)
+    second.sync(a)
+    assert a.rows(TITLES) == [(1, "later")]
+    assert second.stated("todo", 1) == {"title": "later"}
+    assert (a.replica.queued(), a.differences()) == (0, [])
+
+
 def test_an_edit_on_top_of_its_own_files_work_has_seen_what_is_offered(
     make_peer: MakePeer, relay: Relay
 ) -> None:
