@@ -206,7 +206,7 @@ def reconcile(state: State, choice: Choice | None) -> None:
         if not counts:
             # What is left has been compared: it may be sent.
             if kept != entries:
-                outbox.replace_entries(state, changeset.id, kept)
+                outbox.replace_entries(state, changeset, kept)
             keeps = {entry.row for entry in kept}
             for ref in rows:
                 if ref in stale and ref not in keeps and stale[ref].changeset == changeset.id:

@@ -121,7 +121,7 @@ def _drop(state: State, known: Tracked) -> None:
         if not kept:
             outbox.remove(state.conn, changeset.id)
         elif len(kept) < len(entries):
-            outbox.replace_entries(state, changeset.id, kept)
+            outbox.replace_entries(state, changeset, kept)
 
 
 def undescribed(state: State) -> list[Table]:

@@ -168,7 +168,7 @@ def _send_whole(
         fresh.append(entry)
     if list(entries) == fresh:
         return _give_up(state, changeset, NEED_WHOLE, "the relay no longer has the row")
-    outbox.replace_entries(state, changeset.id, fresh)
+    outbox.replace_entries(state, changeset, fresh)
     rebuild(state, lines)
     return []
 
@@ -192,6 +192,7 @@ def _split(state: State, changeset: Changeset, entries: Sequence[Entry]) -> None
             loose=True,
             adopting=changeset.adopting,
             attempts=outbox.AT_THE_END if len(half) > 1 else outbox.ALONE,
+            nonce=outbox.part_nonce(changeset, half),
         )
     moved = {entry.row for entry in ordered[:middle]} - {entry.row for entry in ordered[middle:]}
     last = {
@@ -275,7 +276,7 @@ def _give_up(state: State, changeset: Changeset, reason: str, message: str) -> l
             adjusted = [entry for entry in adjusted if entry not in lost]
         gone -= {e.row for e in adjusted if _is_complete(e)}
         if adjusted != entries:
-            outbox.replace_entries(state, later.id, adjusted)
+            outbox.replace_entries(state, later, adjusted)
     seen: dict[RowRef, int] = {}
     for entry in dropped:
         seen[entry.row] = max(entry.seen, seen.get(entry.row, 0))

@@ -308,7 +308,8 @@ def counts_in_every_copy() -> AbstractContextManager[object]:
     def rejoin(state: State, _known: object) -> None:
         real(state, ())
         for changeset in list(outbox.pending(state.conn)):
-            outbox.replace_entries(state, changeset.id, changeset.entries())
+            fresh = changeset._replace(nonce=state.chance.nonce())
+            outbox.replace_entries(state, fresh, changeset.entries())
 
     return patch.object(verdicts, "rejoin", rejoin)
 

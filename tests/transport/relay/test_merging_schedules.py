@@ -135,6 +135,20 @@ def test_work_that_was_refused_and_goes_again_counts_once_though_a_copy_has_it(
     assert (a.rejected(), copy.rejected()) == ([], [])
 
 
+def test_work_that_two_copies_split_alike_counts_once(make_peer: MakePeer, relay: Relay) -> None:
+    a, _ = pair(make_peer, relay)
+    a.write("UPDATE note SET n = n + 3")
+    a.write("INSERT INTO note (id, n, t) VALUES (2, 4, 'bad'), (3, 5, 'good')")
+    a.fold()
+    copy = make_peer(copy_of=a)
+    relay.refuse = refuse_bad
+    for peer in (a, copy, a):
+        relay.sync(peer)
+    assert (
+        a.rows("SELECT id, n FROM note") == copy.rows("SELECT id, n FROM note") == [(1, 3), (3, 5)]
+    )
+
+
 def test_counters_that_copies_write_anew_are_made_again_as_they_were(
     make_peer: MakePeer, relay: Relay
 ) -> None:
