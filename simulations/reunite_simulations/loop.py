@@ -7,7 +7,11 @@ end is an error (`Deadlock`), not a hang.
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+import signal
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,6 +26,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._virtual_now = 0.0
+        # Ctrl-C was pressed, and nobody may have noticed.
+        self.interrupted = False
         super().__init__(_Jumping(self))
 
     def time(self) -> float:
@@ -41,6 +47,8 @@ class _Jumping(selectors.SelectSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self._loop.interrupted:
+            raise KeyboardInterrupt
         if timeout is None:
             raise Deadlock("everybody waits and nothing is due")
         if timeout > 0:
@@ -53,8 +61,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     loop = VirtualLoop()
     try:
         asyncio.set_event_loop(loop)
-        return loop.run_until_complete(work)
+        with _heeding_ctrl_c(loop):
+            return loop.run_until_complete(work)
     finally:
+        loop.interrupted = False
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
@@ -63,3 +73,23 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         loop.run_until_complete(loop.shutdown_asyncgens())
         asyncio.set_event_loop(None)
         loop.close()
+
+
+@contextmanager
+def _heeding_ctrl_c(loop: VirtualLoop) -> Iterator[None]:
+    """What Ctrl-C raises is lost where SQLite calls back into Python, as it does at each statement.
+    Then it is raised again when the loop comes round."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def heed(number: int, frame: FrameType | None) -> None:
+        loop.interrupted = True
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, heed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,5 +1,6 @@
 """`reunite simulate`: what it prints, writes and refuses."""
 
+import asyncio
 import json
 import os
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from reunite_simulations.loop import run
 from tests.transport.commands import heeding_ctrl_c
 
 CHINOOK = Path(__file__).parents[3] / "shared" / "data" / "chinook.sqlite"
@@ -174,6 +176,25 @@ def test_the_first_seed_counts_when_it_is_interrupted(tmp_path: Path) -> None:
     assert found["checks"]["convergence"] > 0
     assert "was not written: no seed was finished" in complaint
     assert not page.exists()
+
+
+def test_ctrl_c_is_heeded_where_sqlite_would_lose_it() -> None:
+    conn = sqlite3.connect(":memory:")
+    conn.set_trace_callback(lambda _statement: signal.raise_signal(signal.SIGINT))
+
+    async def work() -> None:
+        conn.execute("SELECT 1")
+        await asyncio.sleep(1)
+        raise AssertionError("it was lost")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(work())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+        conn.close()
 
 
 @pytest.mark.parametrize("of", ["schema", "database", "other"])
