@@ -322,6 +322,12 @@ def test_a_set_edit_made_anew_sees_no_more_than_it_saw() -> None:
     anew = sets.again(other.after, removal.delta, made_on.after, Author(4, 0))
     assert anew is not None
     assert sets.value(anew.after) == '["x"]'
+    # What it saw came in the name of a copy of its file.
+    copied = sets.edit(sets.EMPTY, frozenset(['"x"']), Author(6, 0))
+    assert copied is not None
+    anew = sets.again(copied.after, removal.delta, made_on.after, Author(4, 0))
+    assert anew is not None
+    assert sets.value(anew.after) == "[]"
     # An element that is there by another's add is added beside it, once.
     add = sets.edit(sets.EMPTY, frozenset(['"x"']), Author(2, 0))
     assert add is not None

@@ -121,8 +121,9 @@ def again(before: bytes, delta: bytes, made_on: bytes, author: Author) -> Edit |
             continue
         # Its author's own adds came before it, and may have been made anew as well.
         took = {r: n for r, n in there.items() if r == mine or n <= removed.get(r, 0)}
-        if removed and took:
-            fresh[element] = ({}, took)
+        if removed and _is_there(there, gone):
+            # Where none of what it saw is there, that came in the name of a copy of the file.
+            fresh[element] = ({}, took or dict(there))
     if len(state | fresh) > ELEMENTS_MAX:
         return None
     packed = _packed(fresh)
