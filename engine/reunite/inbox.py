@@ -11,17 +11,19 @@ the client was away is dropped, joining nothing, when the cursor reaches its com
 """
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from reunite import history, outbox
 from reunite.apply import PendingCollision, apply_rows
 from reunite.bookkeeping import Row, lines_of, save_rows
 from reunite.clock import time_of
+from reunite.columns import columns_of
 from reunite.document import EMPTY, Document, as_we_encode, decode, encode, latest_stamp, merge
 from reunite.errors import FormatError
 from reunite.keys import stored_key, unpack_key
 from reunite.overwritten import Loss, losses
 from reunite.payload import Entry, Kind, RowRef, Statement, pack_statement, unpack_statement
-from reunite.rebase import Steps, merging_rows, rebase, steps
+from reunite.rebase import Steps, holds_more, merging_rows, rebase, steps
 from reunite.state import State
 
 
@@ -120,7 +122,7 @@ def drop_reached(state: State) -> None:
     outbox.note_offered(state)
     lines = _Lines(state)
     seen: dict[RowRef, int] = {}
-    _drop_reached(state, lines, state.meta.seq, seen, shared[0])
+    _drop_reached(state, lines, state.meta.seq, seen, shared.rows)
     _settle_shared(state, lines, shared)
     _note_seen(state, lines, seen)
     changed = lines.changed()
@@ -159,6 +161,7 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
                 if len(values) != count:
                     raise FormatError(f"a key of {tracked.table.name!r} has {len(values)} parts")
                 stated[RowRef(tracked.id, stored_key(values))] = as_we_encode(document)
+        shared = _with_copied(state, lines, stated, shared)
         for number in statement.acknowledged:
             _acknowledge(state, lines, number, stated, seen)
         lines.load(stated)
@@ -167,13 +170,13 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
             if row.base is not None and row.base != document:
                 lines.overwrite(ref, decode(row.base), decode(document))
             visible = None
-            if row.changeset is not None and row.visible is not None and ref not in shared[0]:
+            if row.changeset is not None and row.visible is not None and ref not in shared.rows:
                 visible = encode(_joined(decode(document), decode(row.visible)))
             lines[ref] = row._replace(base=document, visible=visible)
         if statement.complete:
             seq = statement.seq
     if seq:
-        _drop_reached(state, lines, seq, seen, shared[0])
+        _drop_reached(state, lines, seq, seen, shared.rows)
     _settle_shared(state, lines, shared)
     _note_seen(state, lines, seen)
     changed = lines.changed()
@@ -181,14 +184,22 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
     lines.save_unchanged(changed)
     lines.save_overwritten()
     # What waits for a verdict would wait for ever where nothing is sent before this has arrived.
-    apply_rows(state, changed, may_wait=not shared[1])
+    apply_rows(state, changed, may_wait=not shared.steps)
 
 
-def _shared(state: State) -> tuple[set[RowRef], Steps]:
-    """What pending edits of columns that merge were made on, while another file may have sent what
-    is before them; nothing else."""
+class _Shared(NamedTuple):
+    """Rows of which another file may have sent the pending edits of columns that merge, what those
+    were made on, and of which of them a copy of this file has sent others in its name."""
+
+    rows: set[RowRef]
+    steps: Steps
+    copied: set[RowRef]
+
+
+def _shared(state: State) -> _Shared:
+    """What is so while another file may have sent what is pending; nothing else."""
     if not outbox.shares(state):
-        return set(), {}
+        return _Shared(set(), {}, set())
     adopted = {
         entry.row
         for changeset in outbox.pending(state.conn)
@@ -197,16 +208,41 @@ def _shared(state: State) -> tuple[set[RowRef], Steps]:
         if entry.kind == Kind.ADOPTED
     }
     rows = merging_rows(state) - adopted
-    return rows, steps(state, rows)
+    return _Shared(rows, steps(state, rows), set())
 
 
-def _settle_shared(state: State, lines: "_Lines", shared: tuple[set[RowRef], Steps]) -> None:
+def _with_copied(
+    state: State, lines: "_Lines", stated: Mapping[RowRef, bytes], shared: _Shared
+) -> _Shared:
+    """Also the rows that show that there is a copy of this file, which the next greeting will
+    find: what it has counted in this name would hide what is pending here."""
+    merging = {
+        number
+        for number, tracked in state.tables.items()
+        if columns_of(tracked.table.cells).kinds_by_key
+    }
+    lines.load(ref for ref in stated if ref.table in merging)
+    found = {
+        ref
+        for ref, document in stated.items()
+        if ref.table in merging
+        and (known := lines[ref].visible) is not None
+        and holds_more(decode(known), decode(document), state.meta.replica)
+    }
+    if not found:
+        return shared
+    made = {**steps(state, found - shared.rows), **shared.steps}
+    return _Shared(shared.rows | found, made, shared.copied | found)
+
+
+def _settle_shared(state: State, lines: "_Lines", shared: _Shared) -> None:
     """Work that another file had sent as well has arrived, by whomever; what was made on it is made
     anew on what it became."""
-    rows, made = shared
+    rows, made, copied = shared
     if made:
         lines.load(rows)
-        rebase(state, rows, made, bases={ref: lines[ref].base for ref in rows})
+        bases = {ref: lines[ref].base for ref in rows}
+        rebase(state, rows, made, bases=bases, copied=copied)
         lines.update(made_visible(state, {ref: lines[ref] for ref in rows}))
 
 

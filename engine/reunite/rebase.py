@@ -11,7 +11,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 from reunite import outbox
 from reunite.bookkeeping import lines_of
-from reunite.cells import KINDS
+from reunite.cells import KINDS, counter
+from reunite.cells import set as set_cell
 from reunite.cells.counter import KIND as COUNTER
 from reunite.cells.register import Register
 from reunite.cells.set import KIND as SET
@@ -116,6 +117,22 @@ def names_authors(document: Document) -> bool:
     return any(key & KIND_MASK in _NAMING for key in document.cells)
 
 
+def holds_more(known: Document, stated: Document, replica: int) -> bool:
+    """True when a document holds work in this replica's name that it has not done: there is a copy
+    of its file, and nobody knows yet."""
+    for key, (_, data) in stated.cells.items():
+        if key & KIND_MASK not in _NAMING:
+            continue
+        kind = counter if key & KIND_MASK == COUNTER else set_cell
+        assert isinstance(data, bytes)
+        theirs = kind.part_of(data, replica)
+        mine = known.cells[key][1] if key in known.cells else kind.EMPTY
+        assert isinstance(mine, bytes)
+        if kind.merge(mine, theirs) != mine:
+            return True
+    return False
+
+
 def rebase(
     state: State,
     refs: Collection[RowRef],
@@ -123,10 +140,13 @@ def rebase(
     *,
     renamed: bool = False,
     bases: Mapping[RowRef, bytes | None] | None = None,
+    copied: Collection[RowRef] = (),
 ) -> None:
     """Make the pending entries of these rows anew on what is left before them, but for what is on
-    its way. `known` is what `steps` said before; `renamed` that this file's replica has another id
-    now; `bases` are what the relay states, where it is not in the rows' lines yet."""
+    its way, unless it is of a `copied` row: a copy of this file was faster, so that it will not be
+    taken under its number. `known` is what `steps` said before; `renamed` that this file's replica
+    has another id now; `bases` are what the relay states, where it is not in the rows' lines yet.
+    """
     if not known:
         return
     rows = (
@@ -140,7 +160,8 @@ def rebase(
         for entry in entries:
             step = known.get((changeset.id, entry.row, entry.document))
             if entry.row in rows:
-                unsent = changeset.number is None and changeset.seq is None
+                sent = changeset.number is not None and entry.row not in copied
+                unsent = not sent and changeset.seq is None
                 # What is offered stays as it was, unless what it builds on is gone.
                 stays = entry.kind == Kind.OFFERED and _fits(entry, rows[entry.row])
                 if step is not None and unsent and entry.kind != Kind.ADOPTED and not stays:

@@ -25,6 +25,7 @@ REGRESSIONS = [
     pytest.param(1191, 5, id="a backup brings back a file that was lost meanwhile"),
     pytest.param(1045, 5, id="an older edit beats what its file offers after a second restore"),
     pytest.param(1019, 10, id="what two copies of a file are left with counts twice"),
+    pytest.param(2070, 6, id="what a copy counts in the same name hides what is pending"),
     pytest.param(4, 8, id="an older edit beats what its file offers to a restored relay"),
 ]
 

@@ -147,6 +147,12 @@ def is_by(data: bytes, replica: int) -> bool:
     return _state(data).parts.keys() <= {_BEGINNING, replica}
 
 
+def part_of(data: bytes, replica: int) -> bytes:
+    """What one replica counted."""
+    parts = _state(data).parts
+    return _packed(_State({replica: parts[replica]}, {})) if replica in parts else EMPTY
+
+
 def as_one_author(data: bytes, author: Author) -> bytes:
     """The same number, counted by one replica: for who has never heard of the others."""
     parts, left_out = _state(data)

@@ -144,6 +144,17 @@ def is_by(data: bytes, replica: int) -> bool:
     return all(adds.keys() <= own for adds, _ in _state(data).values())
 
 
+def part_of(data: bytes, replica: int) -> bytes:
+    """What one replica added."""
+    return _packed(
+        {
+            element: ({replica: adds[replica]}, {})
+            for element, (adds, _) in _state(data).items()
+            if replica in adds
+        }
+    )
+
+
 def as_one_author(data: bytes, author: Author) -> bytes:
     """The same elements, added by one replica: for who has never heard of the others."""
     state = _state(data)

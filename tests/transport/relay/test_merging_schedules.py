@@ -135,6 +135,29 @@ def test_work_that_was_refused_and_goes_again_counts_once_though_a_copy_has_it(
     assert (a.rejected(), copy.rejected()) == ([], [])
 
 
+@pytest.mark.parametrize("sent", [False, True])
+def test_what_a_copy_does_in_the_same_name_hides_nothing(
+    make_peer: MakePeer, relay: Relay, sent: bool
+) -> None:
+    a, b = pair(make_peer, relay)
+    copy = make_peer(copy_of=a)
+    link = relay.connect(a)
+    link.close()
+    # Nobody knows yet that there are two of it, and it hears of the other's work as of another's.
+    copy.commit("UPDATE note SET n = n + 5, tags = '[\"x\"]'")
+    relay.sync(copy)
+    a.commit('UPDATE note SET n = n + 1, tags = \'["x","y"]\'')
+    if sent:
+        link.ready()
+    relay.catch_up(a)
+    assert a.rows("SELECT n FROM note") == [(6,)]
+    a.commit("UPDATE note SET n = n + 1")
+    for peer in (a, copy, b):
+        relay.sync(peer)
+    found = [peer.rows("SELECT n, tags FROM note") for peer in (a, copy, b)]
+    assert found == [[(7, '["x","y"]')]] * 3
+
+
 def test_work_that_two_copies_split_alike_counts_once(make_peer: MakePeer, relay: Relay) -> None:
     a, _ = pair(make_peer, relay)
     a.write("UPDATE note SET n = n + 3")
