@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from reunite.cells import EMPTY_STATE, KINDS, counter
-from reunite.cells import set as set_cell
+from reunite.cells import EMPTY_STATE, KINDS, NAMING, counter
 from reunite.cells.counter import KIND as COUNTER
 from reunite.cells.kinds import Author
 from reunite.cells.register import Register, Value, same
@@ -193,9 +192,8 @@ class Columns:
         """What the delta of a counter or set, by its cell's key, did to the document that it was
         made on, done to this one; None where its kind cannot hold it."""
         column, kind = key & ~KIND_MASK, key & KIND_MASK
-        again = counter.again if kind == COUNTER else set_cell.again
         before = self.state(document, column, kind)
-        edit = again(before, delta, self.state(made_on, column, kind), author)
+        edit = NAMING[kind].again(before, delta, self.state(made_on, column, kind), author)
         if edit is None:
             return None
         delta = edit.delta if key in document.cells else edit.after

@@ -7,15 +7,12 @@ that it saw is done to the value that is there without what is gone.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from reunite import outbox
 from reunite.bookkeeping import lines_of
-from reunite.cells import KINDS, counter
-from reunite.cells import set as set_cell
-from reunite.cells.counter import KIND as COUNTER
+from reunite.cells import KINDS, NAMING
 from reunite.cells.register import Register
-from reunite.cells.set import KIND as SET
 from reunite.columns import Columns, columns_of
 from reunite.document import (
     EMPTY,
@@ -31,9 +28,6 @@ from reunite.errors import FormatError
 from reunite.payload import Entry, Kind, RowRef
 from reunite.state import State
 from reunite.types import MERGING, logical_type
-
-# What these hold names the replica that made it.
-_NAMING: Final = frozenset({COUNTER, SET})
 
 
 class Step(NamedTuple):
@@ -107,23 +101,23 @@ def with_whole_cells(entry: Entry, step: Step) -> Entry:
     document = decode(entry.document)
     cells = dict(document.cells)
     for key in document.cells:
-        if key & KIND_MASK not in (0, *_NAMING) and key in step.after.cells:
+        if key & KIND_MASK not in (0, *NAMING) and key in step.after.cells:
             cells[key] = (document.cells[key][0], step.after.cells[key][1])
     return entry._replace(document=encode(document._replace(cells=cells)))
 
 
 def names_authors(document: Document) -> bool:
     """True when a cell says who did what, so that the same by another would count twice."""
-    return any(key & KIND_MASK in _NAMING for key in document.cells)
+    return any(key & KIND_MASK in NAMING for key in document.cells)
 
 
 def holds_more(known: Document, stated: Document, replica: int) -> bool:
     """True when a document holds work in this replica's name that it has not done: there is a copy
     of its file, and nobody knows yet."""
     for key, (_, data) in stated.cells.items():
-        if key & KIND_MASK not in _NAMING:
+        kind = NAMING.get(key & KIND_MASK)
+        if kind is None:
             continue
-        kind = counter if key & KIND_MASK == COUNTER else set_cell
         assert isinstance(data, bytes)
         theirs = kind.part_of(data, replica)
         mine = known.cells[key][1] if key in known.cells else kind.EMPTY
@@ -195,7 +189,7 @@ def _made_anew(state: State, entry: Entry, step: Step, onto: Document, *, rename
         if not kind or column not in columns.keys or _stays(key, step, onto, renamed=renamed):
             cells[key] = (mark, value)
             continue
-        if kind in _NAMING and kind in columns.kinds_by_key.get(column, ()):
+        if kind in NAMING and kind in columns.kinds_by_key.get(column, ()):
             assert isinstance(value, bytes)
             again = columns.again(onto, key, value, step.before, state.author)
             if again is not None:
@@ -218,7 +212,7 @@ def _stays(key: int, step: Step, onto: Document, *, renamed: bool) -> bool:
     """True when a delta says on this document what it said where it was made."""
     kind = key & KIND_MASK
     before, now = step.before.cells.get(key), onto.cells.get(key)
-    if kind in _NAMING:
+    if kind in NAMING:
         return before == now and not renamed
     if before is None or now is None:
         return before is now

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from reunite.cells import counter, set, yjs
-from reunite.cells.kinds import Kind
+from reunite.cells.kinds import Kind, Naming
 
 KINDS: Final[Mapping[int, Kind]] = {
     counter.KIND: counter,
@@ -19,6 +19,9 @@ KINDS: Final[Mapping[int, Kind]] = {
     yjs.JSON_KIND: yjs.JSON,
 }
 """The kinds that merge inside their value, by number."""
+
+NAMING: Final[Mapping[int, Naming]] = {counter.KIND: counter, set.KIND: set}
+"""Those of them whose states name the replicas that made them."""
 
 EMPTY_STATE: Final[Mapping[int, bytes]] = {
     counter.KIND: counter.EMPTY,

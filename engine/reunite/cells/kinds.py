@@ -80,3 +80,18 @@ class Kind(Protocol):
     def intent(self, before: bytes, after: bytes) -> object:
         """What an edit did, as JSON for people to read."""
         ...
+
+
+class Naming(Kind, Protocol):
+    """A kind whose states name the replicas that made them, so that one's part can be told."""
+
+    EMPTY: bytes
+
+    def again(self, before: bytes, delta: bytes, made_on: bytes, author: Author) -> Edit | None:
+        """What a delta did to the state that it was `made_on`, done to another; None when the kind
+        cannot."""
+        ...
+
+    def part_of(self, data: bytes, replica: int) -> bytes:
+        """What one replica did, of a state."""
+        ...

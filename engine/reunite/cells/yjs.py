@@ -223,10 +223,15 @@ class Yjs:
     def is_heavy(self, before: bytes | None, delta: bytes) -> bool:
         """True when Yjs might take long, or take much memory, to apply a sound delta, or to load
         what comes of it: its time can grow as the square of what a liar sends."""
-        size = len(before or b"") + len(delta)
+        old = len(before or b"")
+        size = old + len(delta)
+        grown = old > 0 and _magnitude(size) > _magnitude(old)
+        # A part takes two bytes, so most edits need not be read for it.
+        if (size if grown else len(delta)) * size <= 2 * _LIGHT:
+            return False
         parts = parse(delta, self.shape).parts
-        if before and _magnitude(size) > _magnitude(len(before)):
-            parts += parse(before, self.shape).parts
+        if grown:
+            parts += parse(before or EMPTY, self.shape).parts
         return parts * size > _LIGHT
 
     def intent(self, before: bytes, after: bytes) -> object:

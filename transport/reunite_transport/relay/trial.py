@@ -43,7 +43,9 @@ class Trials:
                 self._process = await _started()
             if not await _passes(self._process, (root.encode(), before, delta)):
                 await self._end()
-                raise FormatError("Yjs takes too long, or too much memory, to apply an edit")
+                raise FormatError(
+                    "an edit takes Yjs too long, or too much memory; make it in smaller ones"
+                )
 
     async def _end(self) -> None:
         process, self._process = self._process, None
@@ -63,7 +65,9 @@ async def _started() -> Process:
         raise StoreError(f"no process can be started to try a large edit in: {error}") from error
     assert process.stdout is not None
     if not await process.stdout.read(1):
-        raise StoreError(f"the process that tries large edits ends with {await process.wait()}")
+        raise StoreError(
+            f"the process that tries large edits ends with {await process.wait()}; see stderr"
+        )
     return process
 
 
