@@ -20,11 +20,13 @@ from reunite_transport.relay.store import (
     Accepted,
     FeedPage,
     Greeting,
+    Look,
     RowChange,
     RowId,
     Standing,
     StoreError,
     WentBack,
+    Written,
 )
 
 START_MS = 1_700_000_000_000
@@ -44,6 +46,8 @@ class MemoryStore:
         self.check: Callable[[Sequence[RowChange]], None] = lambda changes: None
         self.failing: StoreError | None = None
         self.lost_answers = 0
+        self.held: set[RowId] = set()
+        self.captured: list[Written] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.began = asyncio.Event()
@@ -149,6 +153,10 @@ class MemoryStore:
         self._check(self._memory)
         return self._head, self.token_by_seq[self._head]
 
+    async def look(self) -> Look:
+        """The last commit; nobody else writes."""
+        return Look(*await self.head(), waiting=len(self.captured), lag_seconds=0.0)
+
     async def close(self) -> None:
         """Nothing to let go of."""
 
@@ -196,6 +204,21 @@ class MemoryTransaction:
         self._store = store
         self._finished: tuple[bytes, Mapping[RowId, bytes], Sequence[Accepted]] | None = None
         self._losses: Mapping[RowId, Sequence[Loss]] = {}
+        self._kept: dict[RowId, bytes] = {}
+
+    async def hold(self, rows: Sequence[RowId], *, patiently: bool = False) -> set[RowId]:
+        """Those that the test holds."""
+        return {row for row in rows if row in self._store.held}
+
+    async def captured(self) -> AsyncIterator[Sequence[Written]]:
+        """What the test captured."""
+        while self._store.captured:
+            taken, self._store.captured = self._store.captured, []
+            yield taken
+
+    async def consequences(self) -> Sequence[Written]:
+        """There are no triggers."""
+        return ()
 
     async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
         """The known ones among these replicas."""
@@ -208,8 +231,20 @@ class MemoryTransaction:
 
     async def documents(self, rows: Sequence[RowId]) -> Mapping[RowId, bytes]:
         """The documents of the rows that have one."""
+        kept = {row: kept[1] for row, kept in self._store.documents.items()} | self._kept
+        return {row: kept[row] for row in rows if row in kept}
+
+    async def documents_of(self, table: int) -> AsyncIterator[Mapping[RowId, bytes]]:
+        """All documents of a table."""
         kept = self._store.documents
-        return {row: kept[row][1] for row in rows if row in kept}
+        yield {row: document for row, (_, document) in kept.items() if row.table == table}
+
+    async def keep(
+        self, documents: Mapping[RowId, bytes], losses: Mapping[RowId, Sequence[Loss]] = {}
+    ) -> None:
+        """Keep documents; see `finish`."""
+        self._kept.update(documents)
+        self._losses = {**self._losses, **losses}
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
@@ -231,8 +266,8 @@ class MemoryTransaction:
         losses: Mapping[RowId, Sequence[Loss]] = {},
     ) -> None:
         """Keep what the commit holds until its block ends."""
-        self._finished = (token, documents, accepted)
-        self._losses = losses
+        self._finished = (token, {**self._kept, **documents}, accepted)
+        self._losses = {**self._losses, **losses}
 
     def apply(self) -> None:
         """Take effect, if there was a `finish`."""

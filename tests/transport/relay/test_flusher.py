@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ from reunite_transport.messages import Commit, Error, Known, Rejected
 from reunite_transport.relay import flusher as flusher_module
 from reunite_transport.relay.admission import Changeset
 from reunite_transport.relay.commit import Outcome, commit_batch
-from reunite_transport.relay.flusher import QUEUED_BYTES_MAX, Flusher
+from reunite_transport.relay.flusher import QUEUED_BYTES_MAX, CommitBatch, Flusher
 from reunite_transport.relay.hub import Hub
 from reunite_transport.relay.store import Busy, RowChange, Store, StoreError, Violation
 from tests.transport.relay.clients import SECONDS_MAX, TODO, Client, ready, todo
@@ -52,17 +52,19 @@ class World:
 
 @asynccontextmanager
 async def at_work(
-    commit: Callable[[Store, Sequence[Changeset], bytes], Awaitable[Outcome]] = commit_batch,
+    commit: CommitBatch = commit_batch,
     queued_bytes_max: int = QUEUED_BYTES_MAX,
 ) -> AsyncIterator[World]:
     store = MemoryStore(TODO)
     batches: list[list[tuple[int, int]]] = []
     began = asyncio.Event()
 
-    async def recorded(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
+    async def recorded(
+        store: Store, batch: Sequence[Changeset], token: bytes, *, patiently: bool
+    ) -> Outcome:
         batches.append([(changeset.replica, changeset.number) for changeset in batch])
         began.set()
-        return await commit(store, batch, token)
+        return await commit(store, batch, token, patiently=patiently)
 
     hub = Hub(head=0, registry=(TODO,))
     flusher = Flusher(
@@ -293,7 +295,9 @@ def test_a_batch_that_fails_in_our_code_costs_only_its_cause_the_connection(
 ) -> None:
     caplog.set_level(logging.CRITICAL)
 
-    async def poisoned(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
+    async def poisoned(
+        store: Store, batch: Sequence[Changeset], token: bytes, *, patiently: bool
+    ) -> Outcome:
         if any(changeset.replica == 1 for changeset in batch):
             raise ZeroDivisionError("ours to repair")
         return await commit_batch(store, batch, token)
@@ -315,7 +319,9 @@ def test_a_changeset_that_fails_in_our_code_again_and_again_is_refused_alone(
 ) -> None:
     caplog.set_level(logging.CRITICAL)
 
-    async def poisoned(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
+    async def poisoned(
+        store: Store, batch: Sequence[Changeset], token: bytes, *, patiently: bool
+    ) -> Outcome:
         if any(changeset.replica == 1 and changeset.number == 3 for changeset in batch):
             raise ZeroDivisionError("ours to repair")
         return await commit_batch(store, batch, token)
@@ -351,7 +357,9 @@ def test_only_the_latest_failures_are_remembered(
     caplog.set_level(logging.CRITICAL)
     monkeypatch.setattr(flusher_module, "FAILED_MAX", 3)
 
-    async def poisoned(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
+    async def poisoned(
+        store: Store, batch: Sequence[Changeset], token: bytes, *, patiently: bool
+    ) -> Outcome:
         raise ZeroDivisionError("ours to repair")
 
     async def scenario() -> None:

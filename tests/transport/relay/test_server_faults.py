@@ -220,7 +220,7 @@ def test_what_is_queued_is_not_committed_to_another_history() -> None:
             await world.store.began.wait()
             world.store.restore(0)
             world.store.commit_elsewhere()
-            assert await service.look() == 1
+            assert (await service.look()).seq == 1
             assert service.flusher.queued_bytes == 0
             world.store.gate.set()
             assert await client.error() == "restored"

@@ -3,6 +3,10 @@
 Every changeset is taken whole or not at all, in the order of its client's numbers. All are merged
 in memory and written in one piece; when the database refuses that, the batch is halved and merged
 again on what was taken so far, until the one bad changeset stands alone.
+
+What backends wrote comes first. The rows of the batch are held before that is read: so whatever a
+backend did to one of them is either folded, and merged with, or not done yet. A changeset with a
+row that a backend is at waits, and with it its client's later ones.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -40,6 +44,7 @@ from reunite_transport.relay.admission import (
     is_delta,
     size_bound,
 )
+from reunite_transport.relay.backend import Edits, Folded, fold
 from reunite_transport.relay.store import (
     Accepted,
     Busy,
@@ -90,12 +95,15 @@ class CommittedRow:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of a batch. `seq` is None when nothing was taken and nothing committed;
-    `verdicts` stand in the order of the batch."""
+    `verdicts` stand in the order of the batch. Where `rows` are not all of the commit's, as there
+    are too many of them, it can only be read from the feed. `folded` counts writes of backends."""
 
     seq: int | None
     token: bytes
     rows: tuple[CommittedRow, ...]
     verdicts: tuple[Verdict, ...]
+    all_rows: bool = True
+    folded: int = 0
 
 
 async def commit_batch(
@@ -105,9 +113,11 @@ async def commit_batch(
     *,
     refill: bool = True,
     history: bool = True,
+    patiently: bool = False,
 ) -> Outcome:
-    """Commit what can be taken of a batch, as one commit with this token. With `refill` false what
-    is offered after a restore is refused; with `history` what is overwritten is kept.
+    """Commit what backends wrote and what can be taken of a batch, as one commit with this token.
+    With `refill` false what is offered after a restore is refused; with `history` what is
+    overwritten is kept; `patiently` rows that a backend is at are waited for, for a moment.
 
     Raises StoreError when the database fails. It may then be committed all the same; clients that
     connect again learn which of their changesets are in.
@@ -118,11 +128,13 @@ async def commit_batch(
         commit = _Commit(transaction, trials, store.replica, tables, refill=refill)
         repeated = await transaction.accepted_nonces([c.nonce for c in batch])
         candidates = commit.admit(batch, standings, repeated)
+        await commit.hold(candidates, patiently=patiently)
+        folded = await fold(transaction, store.replica, history=history)
         rows = dict.fromkeys(entry.row for c in candidates for entry in c.entries)
-        commit.load(await transaction.documents(list(rows)))
+        commit.load(await transaction.documents(list(rows)), folded)
         await commit.attempt(candidates)
         verdicts = tuple(commit.verdicts)
-        if Taken() not in verdicts and Repeated() not in verdicts:
+        if Taken() not in verdicts and Repeated() not in verdicts and not folded.count:
             return Outcome(None, b"", (), verdicts)
         changed, stated = commit.result()
         accepted = [
@@ -131,7 +143,8 @@ async def commit_batch(
             if isinstance(verdict, Taken | Repeated)
         ]
         await transaction.finish(token, changed, accepted, commit.losses if history else {})
-    return Outcome(transaction.seq, token, stated, verdicts)
+    all_rows = folded.rows is not None
+    return Outcome(transaction.seq, token, stated, verdicts, all_rows, folded.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +201,8 @@ class _Commit:
         self._documents: dict[RowId, Document] = {}
         self._sizes: dict[RowId, int] = {}
         self._authors: dict[RowId, set[int | None]] = {}
+        # What backends wrote, as this commit recorded it.
+        self._folded: dict[RowId, bytes] = {}
         # Replicas of which a changeset was not taken, and what that means for their later ones.
         self._halted: dict[int, Verdict] = {}
 
@@ -232,8 +247,31 @@ class _Commit:
                 candidates.append(_Candidate(place, changeset.replica, entries))
         return candidates
 
-    def load(self, documents: Mapping[RowId, bytes]) -> None:
-        """Take the documents as they are before this commit."""
+    async def hold(self, candidates: Sequence[_Candidate], *, patiently: bool) -> None:
+        """Keep backends from the rows of these candidates, and postpone those of which a backend
+        keeps one from us."""
+        rows = dict.fromkeys(entry.row for c in candidates for entry in c.entries)
+        if not rows:
+            return
+        try:
+            async with self._transaction.savepoint():
+                held = set(await self._transaction.hold(list(rows), patiently=patiently))
+        except (Violation, Busy) as error:
+            if len(candidates) > 1:
+                for candidate in candidates:
+                    await self.hold([candidate], patiently=patiently)
+            else:
+                self.verdicts[candidates[0].place] = _meaning(error)
+            return
+        for candidate in candidates if held else ():
+            if not held.isdisjoint(entry.row for entry in candidate.entries):
+                self.verdicts[candidate.place] = Postponed()
+
+    def load(self, documents: Mapping[RowId, bytes], folded: Folded) -> None:
+        """Take the documents as they are before the batch, and what was folded before them."""
+        self._folded = folded.rows or {}
+        # A row that a backend changed as well is not just its author's.
+        self._authors = {row: {None} for row in documents if row in self._folded}
         self._stored = dict(documents)
         self._documents = {row: decode(data) for row, data in documents.items()}
         self._sizes = {
@@ -252,6 +290,7 @@ class _Commit:
                 async with self._transaction.savepoint():
                     made = await self._transaction.write_rows(changes)
                     self._edit(draft, made)
+                    await self._follow(draft)
         except (Violation, Busy, FormatError, Refusal) as error:
             if len(candidates) > 1:
                 half = len(candidates) // 2
@@ -283,6 +322,11 @@ class _Commit:
             elif author is not None:
                 continue
             stated.append(CommittedRow(row, data, author))
+        stated += [
+            CommittedRow(row, data, None)
+            for row, data in self._folded.items()
+            if row not in self._authors
+        ]
         return changed, tuple(stated)
 
     async def _draft(self, candidates: Iterable[_Candidate]) -> _Draft:
@@ -393,6 +437,31 @@ class _Commit:
             draft.documents[row] = document._replace(cells=cells)
             draft.sizes[row] = self._size(row, draft.documents[row], size)
             draft.add_author(row, None)
+
+    async def _follow(self, draft: _Draft) -> None:
+        """What triggers and foreign keys did to other rows because of this is an edit by the relay,
+        as what a backend does is."""
+        found = await self._transaction.consequences()
+        if not found:
+            return
+        edits = Edits(self._tables, self._replica, self._transaction.now_ms)
+        steps = edits.steps(found)
+        rows = dict.fromkeys(row for row, _ in steps)
+        unknown = [row for row in rows if row not in draft.documents and row not in self._documents]
+        for row, data in (await self._transaction.documents(unknown)).items():
+            self._stored[row] = data
+            self._documents[row] = decode(data)
+        known = {
+            row: document
+            for row in rows
+            if (document := draft.documents.get(row) or self._documents.get(row)) is not None
+        }
+        made, lost = edits.applied(steps, known)
+        for row, document in made.items():
+            draft.documents[row] = document
+            draft.sizes[row] = self._size(row, document, DOCUMENT_BYTES_MAX + 1)
+            draft.add_author(row, None)
+        draft.losses += [(row, loss) for row, some in lost.items() for loss in some]
 
     def _conclude(self, verdicts: Mapping[int, Verdict], candidates: Sequence[_Candidate]) -> None:
         for candidate in candidates:

@@ -171,7 +171,7 @@ class Connection:
                 case PullRequested() if self._member is not None:
                     await self._page(self._member, event)
                 case BarrierRequested(barrier_id):
-                    seq = await self._relay.ask(self._relay.look)
+                    seq = await self._relay.ask(self._relay.reach)
                     self.session.reached(barrier_id, seq)
                 case RecallRequested(recall_id, table, key):
                     row = RowId(table, key)
@@ -203,6 +203,8 @@ class Connection:
             )
             return greeting, await store.registry()
 
+        # What backends wrote while no relay ran comes first: it is part of what the head says.
+        await relay.ask(relay.reach)
         # One question, as nothing may come between the answer and the hub's knowing of the session.
         greeting, registry = await relay.ask(compared)
         if greeting.verdict is Verdict.LOST:

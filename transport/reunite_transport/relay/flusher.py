@@ -2,9 +2,13 @@
 
 It takes what is queued, up to bounds, as one batch, has `commit_batch` decide it in one
 transaction, and hands the outcome to the hub. Each client's changesets stay in their order; a
-client whose changeset is postponed waits alone, for longer each time. A database that fails or
-goes away is tried again with the same back-off, and connections stay. One that went back to an
-earlier state fails, too, until `service` has noticed and has all that is queued dropped.
+client whose changeset is postponed waits alone, for longer each time, and after a few times its
+rows are waited for. A database that fails or goes away is tried again with the same back-off, and
+connections stay. One that went back to an earlier state fails, too, until `service` has noticed and
+has all that is queued dropped.
+
+What backends wrote is folded with each batch, and by itself where there is none; also before the
+batch where it is much, as rows are held while it is folded.
 
 An attempt that failed may have been committed all the same, its answer lost. Tried again, its
 changesets are duplicates then, which `commit_batch` ignores; their authors connect again, and the
@@ -20,7 +24,7 @@ import secrets
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, Protocol
 
 from reunite_transport.messages import TOKEN_BYTES
 from reunite_transport.relay.admission import Changeset, Refused
@@ -33,7 +37,7 @@ from reunite_transport.relay.commit import (
     commit_batch,
 )
 from reunite_transport.relay.hub import Hub, Member
-from reunite_transport.relay.store import Store, StoreError
+from reunite_transport.relay.store import BACKLOG_MAX, Store, StoreError
 from reunite_transport.relay_session import PushReady
 
 # Where bigger batches stop being faster; a changeset larger than this is a batch by itself.
@@ -46,12 +50,25 @@ QUEUED_BYTES_MAX: Final = 128 << 20
 DELAY_SECONDS_MIN: Final = 0.05
 DELAY_SECONDS_MAX: Final = 5.0
 
+# So often a changeset is put off because of rows that a backend is at; then they are waited for: a
+# row that three backends update in a loop is seldom free at any moment.
+WAITED_MAX: Final = 3
+
 # So often a changeset may end its session by an error of ours; a passing one is over by then.
 FAILURES_MAX: Final = 3
 # Changesets with failures that are remembered, the latest ones; 100 bytes each.
 FAILED_MAX: Final = 1_000
 
-Commit: TypeAlias = Callable[[Store, Sequence[Changeset], bytes], Awaitable[Outcome]]
+
+class CommitBatch(Protocol):
+    """Decides a batch, and folds what backends wrote; see `commit_batch`."""
+
+    def __call__(
+        self, store: Store, batch: Sequence[Changeset], token: bytes, *, patiently: bool
+    ) -> Awaitable[Outcome]:
+        """Commit what can be taken of the batch."""
+        ...
+
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +92,8 @@ class _Queued:
 class _Line:
     """One client's changesets, in order. `alone` keeps a line whose batch failed in batches of
     its own until one succeeds, so that nobody waits for what only this client runs into. `single`
-    takes the changesets of such a line one by one, to tell which of them it is."""
+    takes the changesets of such a line one by one, to tell which of them it is. `waited` counts how
+    often in a row the first was put off because of a lock."""
 
     member: Member
     queued: deque[_Queued] = field(default_factory=deque)
@@ -84,6 +102,7 @@ class _Line:
     delay: float = 0.0
     alone: bool = False
     single: bool = False
+    waited: int = 0
 
 
 class Flusher:
@@ -94,7 +113,7 @@ class Flusher:
         store: Store,
         hub: Hub,
         *,
-        commit: Commit = commit_batch,
+        commit: CommitBatch = commit_batch,
         new_token: Callable[[], bytes] = random_token,
         delay_seconds_min: float = DELAY_SECONDS_MIN,
         delay_seconds_max: float = DELAY_SECONDS_MAX,
@@ -117,6 +136,12 @@ class Flusher:
         self._line_by_member: dict[Member, _Line] = {}
         # How often an error of ours ended an attempt at this (replica, nonce) by itself.
         self._failures: OrderedDict[tuple[int, bytes], int] = OrderedDict()
+        # What backends wrote waits, so much of it as is known, to be folded from this time on; and
+        # who waits for that.
+        self._unfolded = 0
+        self._fold_not_before = 0.0
+        self._fold_delay = 0.0
+        self._folds: list[asyncio.Future[None]] = []
         self._changed = asyncio.Event()
         self._shrunk = asyncio.Event()
         self._stopping = False
@@ -136,6 +161,18 @@ class Flusher:
         line.size += push.size
         self.queued_bytes += push.size
         self._changed.set()
+
+    def fold_soon(self, waiting: int) -> None:
+        """So many writes of backends wait to be folded."""
+        self._unfolded = max(self._unfolded, waiting)
+        self._changed.set()
+
+    async def fold(self) -> None:
+        """Return once what backends have written until now is folded. Raises StoreError."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._folds.append(waiter)
+        self.fold_soon(1)
+        await waiter
 
     def forget(self, member: Member) -> None:
         """Drop what a member still has queued. What is in a batch already may be committed; the
@@ -167,17 +204,25 @@ class Flusher:
 
     async def run(self) -> None:
         """Commit batches until stopped."""
-        while not self._stopping:
-            now = asyncio.get_running_loop().time()
-            batch = self._take_batch(now)
-            if batch:
-                await self._flush(batch)
-            else:
-                await self._wait(now)
+        try:
+            while not self._stopping:
+                now = asyncio.get_running_loop().time()
+                folds = self._unfolded > 0 and self._fold_not_before <= now
+                # While much is folded, no row of a batch is held.
+                much = folds and self._unfolded >= BACKLOG_MAX
+                batch = [] if much else self._take_batch(now)
+                if batch or folds:
+                    await self._flush(batch)
+                else:
+                    await self._wait(now)
+        finally:
+            self._answer_folds(self._folds, StoreError("the relay stops"))
 
     async def _wait(self, now: float) -> None:
         """Wait for a push or for the end of a back-off."""
         times = [line.not_before for line in self._line_by_member.values()]
+        if self._unfolded:
+            times.append(self._fold_not_before)
         try:
             async with asyncio.timeout(max(0.0, min(times) - now) if times else None):
                 await self._changed.wait()
@@ -191,7 +236,8 @@ class Flusher:
         batch: list[tuple[_Line, list[_Queued]]] = []
         rows = size = 0
         for line in list(self._line_by_member.values()):
-            if line.not_before > now or (line.alone and batch):
+            by_itself = line.alone or line.waited > WAITED_MAX
+            if line.not_before > now or (by_itself and batch):
                 continue
             taken: list[_Queued] = []
             for queued in line.queued:
@@ -208,25 +254,31 @@ class Flusher:
             batch.append((line, taken))
             # To the end, so that one who pushes without pause does not keep the others waiting.
             self._line_by_member[line.member] = self._line_by_member.pop(line.member)
-            if line.alone:
+            if by_itself:
                 break
         return batch
 
     async def _flush(self, batch: list[tuple[_Line, list[_Queued]]]) -> None:
-        """Commit one batch, and answer its authors."""
+        """Commit one batch and what backends wrote, and answer its authors."""
         changesets = [queued.changeset for _, taken in batch for queued in taken]
         self.in_flight = token = self._new_token()
         self.in_flight_since = asyncio.get_running_loop().time()
         history = self._hub.history
+        patiently = any(line.waited > WAITED_MAX for line, _ in batch)
+        folds, self._folds = self._folds, []
+        self._unfolded = 0
+        failed: Exception | None = None
         try:
-            outcome = await self._commit(self._store, changesets, token)
+            outcome = await self._commit(self._store, changesets, token, patiently=patiently)
             # What was committed to a history that is lost meanwhile is lost with it.
             if self._hub.history == history:
                 self._deliver(batch, outcome)
         except StoreError as error:
+            failed = error
             _log.warning("a batch of %d changesets is tried again: %s", len(changesets), error)
             self._try_again(batch)
         except Exception as error:
+            failed = error
             # Ours to repair. The batch is tried in parts, and only the client whose changeset
             # fails by itself is sent away.
             _log.exception("a batch of %d changesets failed", len(changesets))
@@ -238,6 +290,28 @@ class Flusher:
                     self._blame(line, taken[0].changeset, error)
         finally:
             self.in_flight = self.in_flight_since = None
+            self._answer_folds(folds, failed)
+            if failed is not None and not batch:
+                self._put_off_folding()
+            elif failed is None:
+                self._fold_delay = self._fold_not_before = 0.0
+
+    def _put_off_folding(self) -> None:
+        """Fold what is there a while later; whoever looks says again that something is."""
+        self._fold_delay = min(max(2 * self._fold_delay, self._delay_min), self._delay_max)
+        self._fold_not_before = asyncio.get_running_loop().time() + self._fold_delay
+
+    def _answer_folds(
+        self, folds: Sequence["asyncio.Future[None]"], failed: Exception | None
+    ) -> None:
+        for waiter in folds:
+            if waiter.done():
+                continue
+            if failed is None:
+                waiter.set_result(None)
+            else:
+                said = failed if isinstance(failed, StoreError) else StoreError(str(failed))
+                waiter.set_exception(said)
 
     def _blame(self, line: _Line, changeset: Changeset, error: Exception) -> None:
         """End the session of a changeset that fails by itself, or, when that did not help a few
@@ -287,6 +361,7 @@ class Flusher:
                         self._end(line)
                         break
                     case Postponed():
+                        line.waited += 1
                         self._put_off(line)
                         break
                     case Ignored():
@@ -296,7 +371,14 @@ class Flusher:
             if not line.queued:
                 self._end(line)
         if outcome.seq is not None:
-            self._hub.publish(outcome.seq, outcome.token, outcome.rows, acknowledged, repeated)
+            self._hub.publish(
+                outcome.seq,
+                outcome.token,
+                outcome.rows,
+                acknowledged,
+                repeated,
+                all_rows=outcome.all_rows,
+            )
         for member, changeset, refused in refusals:
             self._hub.reject(
                 member,
@@ -318,6 +400,7 @@ class Flusher:
         self._shrink(line, queued.size)
         self._failures.pop((queued.changeset.replica, queued.changeset.nonce), None)
         line.delay = line.not_before = 0.0
+        line.waited = 0
 
     def _try_again(self, batch: list[tuple[_Line, list[_Queued]]]) -> None:
         for line, taken in batch:

@@ -47,21 +47,25 @@ class _Recent:
     token: bytes
     rows: Sequence[CommittedRow]
     size: int
+    # False when there are more rows than these: then nobody can be sent it.
+    all_rows: bool = True
     _frame: bytes | None = None
 
     def shared(self) -> bytes | None:
         """The frame for all but the authors; None when the commit is too large to stream."""
-        streams = self.size <= LIVE_COMMIT_BYTES_MAX and len(self.rows) <= FRAME_ROWS_MAX
-        if self._frame is None and streams:
+        if self._frame is None and self._streams(self.rows, self.size):
             self._frame = _frame(self.seq, self.token, (), self.rows)
         return self._frame
 
     def personal(self, replica: int, numbers: Sequence[int]) -> bytes | None:
         """The frame for the author of `numbers`, without the rows it knows by itself."""
         others = [row for row in self.rows if row.author != replica]
-        if sum(map(_size, others)) > LIVE_COMMIT_BYTES_MAX or len(others) > FRAME_ROWS_MAX:
+        if not self._streams(others, sum(map(_size, others))):
             return None
         return _frame(self.seq, self.token, tuple(numbers), others)
+
+    def _streams(self, rows: Sequence[CommittedRow], size: int) -> bool:
+        return self.all_rows and size <= LIVE_COMMIT_BYTES_MAX and len(rows) <= FRAME_ROWS_MAX
 
 
 class Hub:
@@ -114,11 +118,14 @@ class Hub:
         rows: Sequence[CommittedRow],
         acknowledged: Mapping[Member, Sequence[int]],
         repeated: Collection[Member] = (),
+        *,
+        all_rows: bool = True,
     ) -> None:
         """Tell everybody of a commit of this process, and its authors which of their changesets
-        it holds. Those of `repeated` have some that were in before: they are told of all of theirs
-        at once, as numbers have to be known in order, and pull the rows."""
-        commit = _Recent(seq, token, rows, sum(map(_size, rows)))
+        it holds. Without `all_rows` they all pull it. Those of `repeated` have some that were in
+        before: they are told of all of theirs at once, as numbers have to be known in order, and
+        pull the rows."""
+        commit = _Recent(seq, token, rows, sum(map(_size, rows)), all_rows)
         self._remember(commit)
         for member in self._members():
             session = member.session

@@ -85,6 +85,14 @@ _HISTORY: Final = (
     " stamp of what took their place, and the commit. place counts within a row, a large document"
     " by its size, so that a row can end its history.",
 )
+_CAPTURED: Final = (
+    "captured",
+    "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, tx xid8 NOT NULL, tbl integer NOT NULL,"
+    " at timestamptz, before json, after json, before_nulls text[], after_nulls text[]",
+    "What backends wrote to the app's tables and no commit has folded yet: the row before and"
+    " after, in the order in which it was done; neither where a table was emptied. at is missing"
+    " where a row was there before its table was tracked.",
+)
 _INDEXES: Final[tuple[tuple[str, str, str], ...]] = (
     # The feed reads in this order: pages of one commit can end anywhere.
     ("documents_feed", "documents", "seq, tbl, key"),
@@ -103,8 +111,8 @@ class OwnTables:
         self.meta, self.head, self.tables, self.documents = map(
             self._qualified, ("meta", "head", "tables", "documents")
         )
-        self.commits, self.replicas, self.changesets, self.history = map(
-            self._qualified, ("commits", "replicas", "changesets", "history")
+        self.commits, self.replicas, self.changesets, self.history, self.captured = map(
+            self._qualified, ("commits", "replicas", "changesets", "history", "captured")
         )
 
     def _qualified(self, name: str) -> str:
@@ -128,6 +136,13 @@ async def bootstrap(connection: Connection, schema: str) -> bytes:
                 await _create(connection, own)
             if await connection.fetchval("SELECT to_regclass($1)", own.history) is None:
                 await _create_table(connection, own, *_HISTORY)
+            if await connection.fetchval("SELECT to_regclass($1)", own.captured) is None:
+                await _create_table(connection, own, *_CAPTURED)
+                # It fills and empties all the time, and polling passes over what is dead in it.
+                await connection.execute(
+                    f"ALTER TABLE {own.captured} SET (autovacuum_vacuum_scale_factor = 0,"
+                    " autovacuum_vacuum_threshold = 2000)"
+                )
             found = await connection.fetchrow(f"SELECT realm, format FROM {own.meta}")
     if found is None:
         raise StoreError(f"{own.meta} is empty; restore this schema, or drop its _reunite_ tables")

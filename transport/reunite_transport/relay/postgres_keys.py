@@ -15,19 +15,19 @@ from reunite.keys import unpack_key
 from reunite.schema import Column, through_affinity
 from reunite_transport.relay.postgres_row_sql import Shape
 from reunite_transport.relay.postgres_schema import text_function
-from reunite_transport.relay.store import RowChange, Violation
+from reunite_transport.relay.store import RowId, Violation
 
 # All other types are written as text.
 _CLASSES: Final[Mapping[str, type]] = {"integer": int, "boolean": int, "blob": bytes}
 _WORDS: Final[Mapping[type, str]] = {int: "an integer", str: "text", bytes: "a blob"}
 
 
-def key_texts(shape: Shape, rows: Iterable[RowChange]) -> list[list[str | None]]:
+def key_texts(shape: Shape, rows: Iterable[RowId]) -> list[list[str | None]]:
     """The rows' keys, a list for each key column. Raises Violation for one that does not fit."""
     columns: list[list[Value]] = [[] for _ in shape.keys]
-    for change in rows:
+    for row in rows:
         try:
-            for values, value in zip(columns, unpack_key(change.row.key), strict=True):
+            for values, value in zip(columns, unpack_key(row.key), strict=True):
                 values.append(value)
         except (FormatError, ValueError) as error:
             raise Violation(f"table {shape.table.name!r}: a key does not fit: {error}") from error

@@ -10,6 +10,7 @@ from reunite.errors import TableError
 from reunite.schema import Table, ascii_lower, from_wire, quoted, to_wire
 from reunite.types import MERGING
 from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables, Reader
+from reunite_transport.relay.postgres_capture import install_triggers
 from reunite_transport.relay.postgres_domains import require_domains
 from reunite_transport.relay.postgres_errors import translated
 from reunite_transport.relay.postgres_schema import (
@@ -50,6 +51,8 @@ async def create(
         held = column if holds_default(column) else replace(column, notnull=False)
         await _define(connection, table, [add_column_statement(own.schema, table, held)])
     await _add_foreign_keys(connection, own, known, growth)
+    grown = {table.id: table for table, _ in growth.added}
+    await install_triggers(connection, own, (*growth.created, *grown.values()))
     await connection.executemany(
         f"INSERT INTO {own.tables} (id, name, columns_used, description)"
         " VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO UPDATE"

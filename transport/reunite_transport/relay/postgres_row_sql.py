@@ -35,12 +35,15 @@ def shape_of(schema: str, table: Table) -> Shape:
         table=table,
         name=f"{quoted(schema)}.{quoted(table.name)}",
         keys=table.key,
-        numeric_keys=frozenset(
-            column.name for column in table.key if _takes_numbers(column) and not table.strict
-        ),
+        numeric_keys=numeric_keys(table),
         cells=table.cells,
         columns=Columns(table.cells),
     )
+
+
+def numeric_keys(table: Table) -> frozenset[str]:
+    """The key columns of text that SQLite keeps numbers in where a text looks like one."""
+    return frozenset(c.name for c in table.key if _takes_numbers(c) and not table.strict)
 
 
 def _takes_numbers(column: Column) -> bool:
@@ -99,6 +102,18 @@ def lock_sql(shape: Shape) -> str:
     return (
         f"WITH {_given(shape.keys, 1)} SELECT FROM {shape.name} AS t JOIN given"
         f" ON {_matches('t', shape.keys)} FOR UPDATE OF t"
+    )
+
+
+def hold_sql(shape: Shape, *, patiently: bool) -> str:
+    """Lock rows against writers, as far as they can be had at once, or `patiently` all that are
+    there. Answers with the places of rows that are there and were not had."""
+    given, join = _given(shape.keys, 1), f"{shape.name} AS t ON {_matches('t', shape.keys)}"
+    how = "" if patiently else " SKIP LOCKED"
+    return (
+        f"WITH {given}, held AS MATERIALIZED (SELECT given.place FROM given JOIN {join}"
+        f" FOR NO KEY UPDATE OF t{how})"
+        f" SELECT given.place FROM given JOIN {join} EXCEPT SELECT place FROM held"
     )
 
 

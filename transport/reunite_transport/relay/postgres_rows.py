@@ -19,6 +19,7 @@ from reunite_transport.relay.postgres_keys import key_texts
 from reunite_transport.relay.postgres_row_sql import (
     Shape,
     delete_sql,
+    hold_sql,
     insert_sql,
     lock_sql,
     referring_sql,
@@ -63,6 +64,23 @@ class RowWriter:
         self._deletes = {table: delete_sql(shape) for table, shape in self._shapes.items()}
         self._updates: dict[_UpdateKey, str] = {}
         self._children = _changing_children(self.tables, self._shapes)
+
+    async def hold(
+        self, connection: Connection, rows: Sequence[RowId], *, patiently: bool
+    ) -> set[RowId]:
+        """Lock rows; see `StoreTransaction.hold`. The caller holds a savepoint."""
+        rows_by_table: dict[int, list[RowId]] = {}
+        for row in rows:
+            rows_by_table.setdefault(row.table, []).append(row)
+        held: set[RowId] = set()
+        for table, some in rows_by_table.items():
+            shape = self._shapes[table]
+            with translated(shape.table.name):
+                found = await connection.fetch(
+                    hold_sql(shape, patiently=patiently), *key_texts(shape, some)
+                )
+            held.update(some[place - 1] for (place,) in found)
+        return held
 
     async def write(self, connection: Connection, changes: Sequence[RowChange]) -> _Made:
         """Write the rows; see `StoreTransaction.write_rows`. The caller holds a savepoint."""
@@ -117,9 +135,9 @@ class RowWriter:
             # Waits for a backend's open insert of a child, so that the look below sees it.
             await _run(connection, lock_sql(shape), shape, rows, ())
         for child, sql in children:
-            going = key_texts(child, deletes.get(child.table.id, ()))
+            going = key_texts(child, _rows(deletes.get(child.table.id, ())))
             with translated(child.table.name):
-                referring = await connection.fetchval(sql, *key_texts(shape, rows), *going)
+                referring = await connection.fetchval(sql, *key_texts(shape, _rows(rows)), *going)
             if referring:
                 raise Violation(
                     f"table {child.table.name!r}: rows still refer to a deleted row of"
@@ -185,6 +203,10 @@ def _sorted_out(
     return inserts, updates, deletes
 
 
+def _rows(changes: Sequence[RowChange]) -> list[RowId]:
+    return [change.row for change in changes]
+
+
 async def _run(
     connection: Connection,
     sql: str,
@@ -192,7 +214,7 @@ async def _run(
     rows: Sequence[RowChange],
     places: Sequence[int],
 ) -> list[Record]:
-    texts = [*key_texts(shape, rows), *_cell_texts(shape, rows, places)]
+    texts = [*key_texts(shape, _rows(rows)), *_cell_texts(shape, rows, places)]
     try:
         with translated(shape.table.name):
             found: list[Record] = await connection.fetch(sql, *texts)

@@ -11,6 +11,7 @@ Nothing is set for a session: every setting is SET LOCAL, so a pooler in between
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -33,6 +34,12 @@ from reunite_transport.relay.postgres_bookkeeping import (
     bootstrap,
     new_replica_id,
 )
+from reunite_transport.relay.postgres_capture import (
+    RELAY_SETTING,
+    install_function,
+    install_triggers,
+    uncaptured,
+)
 from reunite_transport.relay.postgres_domains import make_domains
 from reunite_transport.relay.postgres_errors import (
     CONNECTION_ERRORS,
@@ -42,16 +49,22 @@ from reunite_transport.relay.postgres_errors import (
 from reunite_transport.relay.postgres_registry import create as create_growth
 from reunite_transport.relay.postgres_registry import read_registry
 from reunite_transport.relay.postgres_rows import RowWriter
-from reunite_transport.relay.postgres_transaction import PostgresTransaction
+from reunite_transport.relay.postgres_transaction import STATEMENT_MS_MAX, PostgresTransaction
 from reunite_transport.relay.registry import Registered, grow, ordered
-from reunite_transport.relay.store import FeedPage, Greeting, RowId, StoreError, WentBack
+from reunite_transport.relay.store import (
+    BACKLOG_MAX,
+    FeedPage,
+    Greeting,
+    Look,
+    RowId,
+    StoreError,
+    WentBack,
+)
 
 # Under the head a lock is waited for this long only: everybody else waits behind it.
 LOCK_WAIT_MS: Final = 50
 # Altering a table waits for its readers and blocks new ones meanwhile.
 ALTER_WAIT_MS: Final = 2_000
-# A commit of the largest changeset takes seconds.
-STATEMENT_MS_MAX: Final = 120_000
 # A server that is there has ended the statement before: this one is for a network that is not.
 HEAD_SECONDS_MAX: Final = STATEMENT_MS_MAX / 1_000 + 10
 # Reads are of one page, one row, or a count that ends early.
@@ -62,6 +75,8 @@ CONNECT_SECONDS_MAX: Final = 10.0
 IDLE_MS_MAX: Final = 30_000
 # Pages are read by a few connections at a time; more would only share the same disk.
 POOL_MAX: Final = 4
+
+_log = logging.getLogger(__name__)
 
 _TABLE_BYTES: Final = 4
 _COUNTED_ROWS_MAX: Final = 1_000_000
@@ -92,6 +107,7 @@ async def open_postgres(url: str, *, schema: str = "public") -> "PostgresStore":
         try:
             realm = await bootstrap(connection, schema)
             await _offer_domains(connection)
+            await _capture(connection, schema)
         except BaseException:
             connection.terminate()
             raise
@@ -135,6 +151,7 @@ class PostgresStore:
             " SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD';"
             " SET LOCAL IntervalStyle = 'postgres'; SET LOCAL bytea_output = 'hex';"
             " SET LOCAL extra_float_digits = 1; SET LOCAL row_security = off;"
+            f" SET LOCAL {RELAY_SETTING} = 'on';"
             f" SELECT pg_catalog.set_config('search_path', '{schema_setting}, public', true)"
         )
 
@@ -324,6 +341,16 @@ class PostgresStore:
             head = await self._head(reader, memory)
         return head["seq"], bytes(head["token"])
 
+    async def look(self) -> Look:
+        """The last commit, and what waits to be folded."""
+        memory = self._memory
+        async with self._reading() as reader:
+            found = await reader.fetchrow(
+                _LOOK.format(own=self._own), memory.seq, memory.token, memory.registry
+            )
+        head = _checked(memory, found)
+        return Look(head["seq"], bytes(head["token"]), head["waiting"], head["lag"] or 0.0)
+
     async def close(self) -> None:
         """Let go of the database; a commit under way is finished first."""
         async with self._turn:
@@ -402,6 +429,14 @@ _KEPT: Final = """
     SELECT FROM {own.commits} AS c WHERE c.seq = $1 AND c.token = $2::bytea AND c.seq <= h.seq
 )))"""
 
+_LOOK: Final = f"""
+SELECT h.seq, h.token, {_KEPT} AS kept,
+    (SELECT count(*) FROM (SELECT FROM {{own.captured}} LIMIT {BACKLOG_MAX}) AS c) AS waiting,
+    (SELECT extract(epoch FROM clock_timestamp() - at)::float8
+        FROM {{own.captured}} ORDER BY id LIMIT 1) AS lag
+FROM {{own.head}} AS h
+"""
+
 # One row more than wanted tells whether there is more. The first row always comes, whatever its
 # size. The head is of the same snapshot.
 _PAGE: Final = f"""
@@ -455,6 +490,26 @@ async def _offer_domains(connection: Connection) -> None:
     with translated(), suppress(asyncpg.PostgresError):
         async with connection.transaction(isolation="read_committed"):
             await make_domains(connection)
+
+
+async def _capture(connection: Connection, schema: str) -> None:
+    """Make sure that what backends write to the realm's tables is captured."""
+    own = OwnTables(schema)
+    with translated():
+        async with connection.transaction(isolation="read_committed"):
+            await connection.execute(f"SET LOCAL lock_timeout = {ALTER_WAIT_MS}")
+            await connection.execute("SET LOCAL client_min_messages = warning")
+            await connection.execute(f"LOCK TABLE {own.meta} IN EXCLUSIVE MODE")
+            await install_function(connection, own)
+            tables = ordered(await read_registry(connection, own))
+            missing = await uncaptured(connection, own, tables)
+            for table in missing:
+                _log.warning(
+                    "table %r was without our triggers: what backends wrote to it meanwhile is not"
+                    " known to clients",
+                    table.name,
+                )
+            await install_triggers(connection, own, missing)
 
 
 async def _to_its_end(work: Coroutine[Any, Any, _T]) -> _T:

@@ -7,9 +7,23 @@ from typing import Final
 from reunite.cells.register import Value
 from reunite.overwritten import ROW_PLACES_MAX, Loss, newest
 from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables
+from reunite_transport.relay.postgres_capture import Captured
 from reunite_transport.relay.postgres_errors import ConnectionLost, translated
 from reunite_transport.relay.postgres_rows import RowWriter
-from reunite_transport.relay.store import Accepted, RowChange, RowId, Standing
+from reunite_transport.relay.store import (
+    Accepted,
+    Busy,
+    RowChange,
+    RowId,
+    Standing,
+    Written,
+)
+
+_PART_ROWS: Final = 5_000
+# A commit of the largest changeset takes seconds.
+STATEMENT_MS_MAX: Final = 120_000
+# Above this nobody should wait for a relay that itself waits for a row.
+_PATIENCE_MS: Final = 80
 
 _FINISH: Final = """
 WITH given AS (
@@ -74,6 +88,37 @@ class PostgresTransaction:
         self._relay = relay
         # Rows that were looked for and have no document: COPY takes them.
         self._absent: set[RowId] = set()
+        self._captured = Captured(connection, own, writer.tables)
+
+    async def hold(self, rows: Sequence[RowId], *, patiently: bool = False) -> Collection[RowId]:
+        """Lock rows against backends; see the contract."""
+        if not patiently:
+            return await self._writer.hold(self._connection, rows, patiently=False)
+        with translated():
+            # Of each lock and of all: others wait for the rows that are had already.
+            await self._connection.execute(f"SET LOCAL statement_timeout = {_PATIENCE_MS}")
+        held = await self._writer.hold(self._connection, rows, patiently=True)
+        with translated():
+            await self._connection.execute(f"SET LOCAL statement_timeout = {STATEMENT_MS_MAX}")
+        return held
+
+    async def captured(self) -> AsyncIterator[Sequence[Written]]:
+        """What backends wrote, in parts; see the contract."""
+        while True:
+            with translated():
+                part = await self._captured.part()
+            if not part:
+                return
+            yield part
+
+    async def consequences(self) -> Sequence[Written]:
+        """What triggers and foreign keys did; see the contract. A backend that has written since
+        `captured` may have written what they wrote upon, so then it is Busy."""
+        with translated():
+            found = await self._captured.consequences()
+            if found and await self._captured.has_more():
+                raise Busy("a backend writes beside a trigger or a foreign key of the relay's rows")
+        return found
 
     async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
         """The known ones among these replicas."""
@@ -108,6 +153,23 @@ class PostgresTransaction:
         self._absent.update(row for row in rows if row not in documents)
         return documents
 
+    async def documents_of(self, table: int) -> AsyncIterator[Mapping[RowId, bytes]]:
+        """All documents of a table, in parts."""
+        last = b""
+        while True:
+            with translated():
+                found = await self._connection.fetch(
+                    f"SELECT key, document FROM {self._own.documents}"
+                    " WHERE tbl = $1 AND key > $2 ORDER BY key LIMIT $3",
+                    table,
+                    last,
+                    _PART_ROWS,
+                )
+            if not found:
+                return
+            yield {RowId(table, row["key"]): row["document"] for row in found}
+            last = found[-1]["key"]
+
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """Roll back what was written inside when the block raises, and only that."""
@@ -128,14 +190,10 @@ class PostgresTransaction:
         """Write the app's tables; see the contract."""
         return await self._writer.write(self._connection, changes)
 
-    async def finish(
-        self,
-        token: bytes,
-        documents: Mapping[RowId, bytes],
-        accepted: Sequence[Accepted],
-        losses: Mapping[RowId, Sequence[Loss]] = {},
+    async def keep(
+        self, documents: Mapping[RowId, bytes], losses: Mapping[RowId, Sequence[Loss]] = {}
     ) -> None:
-        """Record the commit; it takes effect when the block ends."""
+        """Record documents and what they overwrote, ahead of `finish`."""
         new = [row for row in documents if row in self._absent]
         other = [row for row in documents if row not in self._absent]
         own = self._own
@@ -164,6 +222,19 @@ class PostgresTransaction:
                 await self._connection.execute(
                     _OVERWRITE.format(own=own), self.seq, *_placed(losses)
                 )
+        self._absent.difference_update(new)
+
+    async def finish(
+        self,
+        token: bytes,
+        documents: Mapping[RowId, bytes],
+        accepted: Sequence[Accepted],
+        losses: Mapping[RowId, Sequence[Loss]] = {},
+    ) -> None:
+        """Record the commit; it takes effect when the block ends."""
+        await self.keep(documents, losses)
+        own = self._own
+        with translated():
             await self._connection.execute(
                 _FINISH.format(own=own),
                 self.seq,

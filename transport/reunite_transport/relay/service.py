@@ -1,7 +1,8 @@
 """A relay process without its sockets: the store, who is connected, and the tasks that serve all.
 
-One flusher commits what all connections push, and one task looks for commits of other relays on
-the same database. Whoever owns the sockets (`server`, or a simulation) hands each to `attend`.
+One flusher commits what all connections push, and one task looks for what backends wrote and what
+other relays committed on the same database. Whoever owns the sockets (`server`, or a simulation)
+hands each to `attend`.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from reunite_transport.relay.flusher import (
     random_token,
 )
 from reunite_transport.relay.hub import Hub
-from reunite_transport.relay.store import Store, StoreError, Violation, WentBack
+from reunite_transport.relay.store import Look, Store, StoreError, Violation, WentBack
 from reunite_transport.relay_session import HELLO_SECONDS_MAX
 
 _log = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ class Limits:
     """For one frame to leave; a reader slower than this resumes from its cursor."""
     heartbeat_seconds: float = 20.0
     """Below the minute after which most proxies drop an idle connection."""
-    poll_seconds: float = 0.25
-    """How late a commit of another relay on the same database may be noticed."""
+    poll_seconds: float = 0.02
+    """How late what a backend wrote, or another relay on the same database, may be noticed."""
     store_seconds: float = 15.0
     """How long a client's question waits for a database that is away."""
     batch_seconds: float = 60.0
@@ -104,6 +105,8 @@ class Service:
         self.connections: dict[Connection, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._answers = True
+        self.seen: Look | None = None
+        """What the store said last."""
 
     def start(self) -> None:
         """Start the tasks that serve all."""
@@ -172,12 +175,23 @@ class Service:
             await asyncio.sleep(delay)
             delay = min(2 * delay, DELAY_SECONDS_MAX)
 
-    async def look(self) -> int:
-        """Ask the store for its head and tell the hub; returns the seq."""
-        seq, token = await self._answer(self.store.head)
-        if self.hub.observe(seq, token, in_flight=self.flusher.in_flight):
+    async def look(self) -> Look:
+        """Ask the store for its head, tell the hub, and have folded what backends wrote."""
+        look = await self._answer(self.store.look)
+        if self.hub.observe(look.seq, look.token, in_flight=self.flusher.in_flight):
             self.hub.grow(await self._answer(self.store.registry))
-        return seq
+        if look.waiting:
+            self.flusher.fold_soon(look.waiting)
+        self.seen = look
+        return look
+
+    async def reach(self) -> int:
+        """The head's number, once it holds all that backends had written before this was asked."""
+        look = await self.look()
+        if look.waiting:
+            await self.flusher.fold()
+            look = await self.look()
+        return look.seq
 
     async def _answer(self, question: Callable[[], Awaitable[_T]]) -> _T:
         """The store's answer, of the history that its database has now. When this is how somebody
@@ -209,7 +223,7 @@ class Service:
         return waiting > self.limits.unanswered_bytes_max
 
     async def _watch(self) -> None:
-        """Notice commits of other relays, and whether the database answers."""
+        """Notice what backends wrote, commits of other relays, and whether the database answers."""
         while True:
             await asyncio.sleep(self.limits.poll_seconds)
             try:

@@ -28,6 +28,21 @@ _HISTORY: Final = """CREATE TABLE IF NOT EXISTS _reunite_history (
     replaced_by BLOB NOT NULL, document BLOB NOT NULL, PRIMARY KEY (tbl, key, place)
 ) WITHOUT ROWID"""
 
+# What other programs wrote to the app's tables and no commit has folded yet, see `sqlite_capture`,
+# and the flag that says who writes: one row, set only within the relay's own transactions. Of a
+# later release of this format, too.
+_CAPTURED: Final = (
+    """CREATE TABLE IF NOT EXISTS _reunite_captured (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, tbl INTEGER NOT NULL, at INTEGER NOT NULL,
+        had INTEGER NOT NULL, has INTEGER NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS _reunite_captured_values (
+        write INTEGER NOT NULL, col INTEGER NOT NULL, before, after, PRIMARY KEY (write, col)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS _reunite_relay (
+        one INTEGER PRIMARY KEY DEFAULT 1 CHECK (one = 1), writes INTEGER NOT NULL)""",
+    "INSERT OR IGNORE INTO _reunite_relay (one, writes) VALUES (1, 0)",
+)
+
 _DDL: Final = (
     # Which realm this file is, and the format of these tables. One row.
     """CREATE TABLE _reunite_meta (
@@ -120,7 +135,8 @@ def bootstrap(
             connection.execute(
                 "INSERT INTO _reunite_head (seq, token, registry) VALUES (0, x'', 0)"
             )
-        connection.execute(_HISTORY)
+        for statement in (_HISTORY, *_CAPTURED):
+            connection.execute(statement)
         found = connection.execute("SELECT realm, format FROM _reunite_meta").fetchone()
     if found is None:
         raise StoreError(f"{path}: _reunite_meta is empty; restore this file")

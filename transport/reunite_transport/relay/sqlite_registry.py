@@ -25,6 +25,7 @@ from reunite.schema import (
     to_wire,
 )
 from reunite_transport.relay.registry import Growth, Registered
+from reunite_transport.relay.sqlite_capture import install_triggers
 
 # SQLite names the indexes of UNIQUE constraints itself.
 _INTERNAL_PREFIX: Final = "sqlite_"
@@ -52,6 +53,8 @@ def create(connection: sqlite3.Connection, growth: Growth) -> None:
         _define(connection, table, create_statements(_held(table)))
     for table, column in growth.added:
         _define(connection, table, [_add_column_statement(table, column)])
+    grown = {table.id: table for table, _ in growth.added}
+    install_triggers(connection, (*growth.created, *grown.values()))
     connection.executemany(
         "INSERT INTO _reunite_tables (id, name, columns_used, description) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (id) DO UPDATE"

@@ -34,12 +34,21 @@ from reunite_transport.relay.sqlite_bookkeeping import (
     read_head,
     transaction,
 )
+from reunite_transport.relay.sqlite_capture import install_triggers, uncaptured
 from reunite_transport.relay.sqlite_errors import translated
 from reunite_transport.relay.sqlite_registry import create as create_growth
 from reunite_transport.relay.sqlite_registry import read_registry
 from reunite_transport.relay.sqlite_rows import RowWriter
 from reunite_transport.relay.sqlite_transaction import SqliteTransaction
-from reunite_transport.relay.store import Busy, FeedPage, Greeting, RowId, WentBack
+from reunite_transport.relay.store import (
+    BACKLOG_MAX,
+    Busy,
+    FeedPage,
+    Greeting,
+    Look,
+    RowId,
+    WentBack,
+)
 
 # Another process holds the lock for a commit: milliseconds, of the largest changeset seconds.
 RETRY_SECONDS_MIN: Final = 0.001
@@ -70,6 +79,7 @@ async def open_sqlite(
     with translated(), ExitStack() as stack:
         connection = stack.enter_context(closing(connect(path, durable=durable)))
         realm = await _patiently(lambda: bootstrap(connection, path, chance))
+        await _patiently(lambda: _capture(connection))
         reader = stack.enter_context(closing(connect(path, durable=durable, reading=True)))
         stack.pop_all()
     return SqliteStore(connection, reader, realm, chance, clock)
@@ -168,6 +178,7 @@ class SqliteStore:
         with suppress(_Unfinished):
             async with self._locked(memory) as head:
                 _refresh(memory, self._connection, head)
+                self._connection.execute("UPDATE _reunite_relay SET writes = 1")
                 commit = SqliteTransaction(
                     self._connection,
                     memory.writer,
@@ -178,6 +189,7 @@ class SqliteStore:
                 yield commit
                 if commit.token is None:
                     raise _Unfinished
+                self._connection.execute("UPDATE _reunite_relay SET writes = 0")
             memory.saw(commit.seq, commit.token)
 
     async def page(self, seq: int, within: bytes, *, rows_max: int, bytes_max: int) -> FeedPage:
@@ -217,6 +229,22 @@ class SqliteStore:
         head = await self._reading(self._memory, lambda head: head)
         return head.seq, head.token
 
+    async def look(self) -> Look:
+        """The last commit, and what waits to be folded."""
+        head, waiting, first = await self._reading(
+            self._memory,
+            lambda head: (
+                head,
+                *self._reader.execute(
+                    "SELECT (SELECT count(*) FROM (SELECT 1 FROM _reunite_captured LIMIT ?)),"
+                    " (SELECT at FROM _reunite_captured ORDER BY id LIMIT 1)",
+                    (BACKLOG_MAX,),
+                ).fetchone(),
+            ),
+        )
+        lag_ms = 0 if first is None else max(0, self._clock() - first)
+        return Look(head.seq, head.token, waiting, lag_ms / 1_000)
+
     async def close(self) -> None:
         """Let go of the file; a commit under way is rolled back."""
         self.crash()
@@ -246,6 +274,13 @@ class SqliteStore:
             with translated(), ExitStack() as stack:
                 await _patiently(lambda: stack.enter_context(transaction(self._connection)))
                 yield _head_in(memory, self._connection)
+
+
+def _capture(connection: sqlite3.Connection) -> None:
+    """Make sure that what other programs write to the realm's tables is captured."""
+    with transaction(connection):
+        tables = ordered(read_registry(connection))
+        install_triggers(connection, uncaptured(connection, tables))
 
 
 async def _patiently(attempt: Callable[[], _T]) -> _T:

@@ -8,9 +8,17 @@ from typing import Final
 from reunite.cells.register import Value
 from reunite.overwritten import ROW_PLACES_MAX, Loss, newest
 from reunite_transport.relay.sqlite_bookkeeping import in_batches
+from reunite_transport.relay.sqlite_capture import PART_WRITES, take
 from reunite_transport.relay.sqlite_errors import translated
 from reunite_transport.relay.sqlite_rows import RowWriter
-from reunite_transport.relay.store import Accepted, RowChange, RowId, Standing, StoreError
+from reunite_transport.relay.store import (
+    Accepted,
+    RowChange,
+    RowId,
+    Standing,
+    StoreError,
+    Written,
+)
 
 _OVERWRITE: Final = """
 INSERT INTO _reunite_history (tbl, key, place, seq, replaced_by, document)
@@ -41,6 +49,24 @@ class SqliteTransaction:
         # Of the commit, once it is finished.
         self.token: bytes | None = None
         self._relay = relay
+
+    async def hold(self, rows: Sequence[RowId], *, patiently: bool = False) -> Collection[RowId]:
+        """Nobody else writes to the file while this transaction is open."""
+        return ()
+
+    async def captured(self) -> AsyncIterator[Sequence[Written]]:
+        """What other programs wrote, in parts; see the contract."""
+        while True:
+            with translated():
+                part = take(self._connection)
+            if not part:
+                return
+            yield part
+
+    async def consequences(self) -> Sequence[Written]:
+        """Foreign keys have no actions here, and what a trigger makes of a written row `write_rows`
+        says; what it writes elsewhere is not followed."""
+        return ()
 
     async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
         """The known ones among these replicas."""
@@ -80,6 +106,44 @@ class SqliteTransaction:
                 )
             }
 
+    async def documents_of(self, table: int) -> AsyncIterator[Mapping[RowId, bytes]]:
+        """All documents of a table, in parts."""
+        last = b""
+        while True:
+            with translated():
+                found = self._connection.execute(
+                    "SELECT key, document FROM _reunite_documents WHERE tbl = ? AND key > ?"
+                    " ORDER BY key LIMIT ?",
+                    (table, last, PART_WRITES),
+                ).fetchall()
+            if not found:
+                return
+            yield {RowId(table, key): document for key, document in found}
+            last = found[-1][0]
+
+    async def keep(
+        self, documents: Mapping[RowId, bytes], losses: Mapping[RowId, Sequence[Loss]] = {}
+    ) -> None:
+        """Record documents and what they overwrote, ahead of `finish`."""
+        with translated():
+            self._connection.executemany(
+                "INSERT INTO _reunite_documents (tbl, key, seq, document) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (tbl, key) DO UPDATE"
+                " SET seq = excluded.seq, document = excluded.document",
+                [(row.table, row.key, self.seq, data) for row, data in documents.items()],
+            )
+            self._connection.executemany(
+                _OVERWRITE,
+                [
+                    (row.table, row.key, loss.places, self.seq, loss.replaced_by, loss.document)
+                    for row, found in losses.items()
+                    for loss in newest(found)
+                ],
+            )
+            self._connection.executemany(
+                _END, [(row.table, row.key, ROW_PLACES_MAX) for row in losses]
+            )
+
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """Roll back what was written inside when the block raises, and only that."""
@@ -112,24 +176,8 @@ class SqliteTransaction:
         losses: Mapping[RowId, Sequence[Loss]] = {},
     ) -> None:
         """Record the commit; it takes effect when the block ends."""
+        await self.keep(documents, losses)
         with translated():
-            self._connection.executemany(
-                "INSERT INTO _reunite_documents (tbl, key, seq, document) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (tbl, key) DO UPDATE"
-                " SET seq = excluded.seq, document = excluded.document",
-                [(row.table, row.key, self.seq, data) for row, data in documents.items()],
-            )
-            self._connection.executemany(
-                _OVERWRITE,
-                [
-                    (row.table, row.key, loss.places, self.seq, loss.replaced_by, loss.document)
-                    for row, found in losses.items()
-                    for loss in newest(found)
-                ],
-            )
-            self._connection.executemany(
-                _END, [(row.table, row.key, ROW_PLACES_MAX) for row in losses]
-            )
             self._connection.execute(
                 "INSERT INTO _reunite_commits (seq, token, at, relay) VALUES (?, ?, ?, ?)",
                 (self.seq, token, self.now_ms, self._relay),

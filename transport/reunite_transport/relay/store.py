@@ -3,18 +3,25 @@
 A store holds one realm: the app's tables, the row documents that they mirror, and the record of
 commits and replicas. `commit.py` decides, a store only reads and writes; everything between
 `begin` and its end is one transaction under the head lock, so commits have one order.
+
+Backends write the app's tables, too. The database captures what they did, and a commit takes it
+out and folds it into the documents (see `backend`): whole transactions, in order, each write once.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+from reunite.cells.register import Value
 from reunite.document import Document
 from reunite.errors import ReuniteError
 from reunite.overwritten import Loss
 from reunite.schema import Table
 from reunite_transport.messages import Section, Verdict
+
+# Counting ends here: a number for people, and what is too much to fold while rows are locked.
+BACKLOG_MAX: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,20 @@ class RowChange:
     row: RowId
     before: Document
     after: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a backend did to one row: the values before and after by column id, the key's too, as
+    documents hold them. Without `before` the row was inserted, without `after` deleted; without
+    both the whole table was emptied. A column that the table did not have then is missing.
+
+    `at` is the 64-bit time of it (see `clock`), None for a row that came with its table."""
+
+    table: int
+    at: int | None
+    before: Mapping[int, Value] | None
+    after: Mapping[int, Value] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +97,17 @@ class FeedPage:
     token: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The last commit's number and token, how many writes of backends wait to be folded (counted up
+    to BACKLOG_MAX), and for how long the first of them has."""
+
+    seq: int
+    token: bytes
+    waiting: int
+    lag_seconds: float
+
+
 class StoreError(ReuniteError):
     """The database refused or failed."""
 
@@ -109,6 +141,22 @@ class StoreTransaction(Protocol):
     tables: tuple[Table, ...]
     """All tables, as this commit finds them."""
 
+    async def hold(self, rows: Sequence[RowId], *, patiently: bool = False) -> Collection[RowId]:
+        """Keep backends from these rows until the commit ends. Returns those that a backend keeps
+        from us; `patiently` the others are waited for, for a moment, and then it is Busy. What was
+        captured before this is visible to `captured` after it. Raises Violation, Busy."""
+        ...
+
+    def captured(self) -> AsyncIterator[Sequence[Written]]:
+        """What backends wrote and no commit has folded, in order and in parts. It is taken out:
+        whole transactions, once all parts are."""
+        ...
+
+    async def consequences(self) -> Sequence[Written]:
+        """What the app's triggers and foreign keys did because of `write_rows`, since this was
+        asked last. It is taken out."""
+        ...
+
     async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
         """The known ones among these replicas."""
         ...
@@ -120,6 +168,16 @@ class StoreTransaction(Protocol):
 
     async def documents(self, rows: Sequence[RowId]) -> Mapping[RowId, bytes]:
         """The documents of the rows that have one."""
+        ...
+
+    def documents_of(self, table: int) -> AsyncIterator[Mapping[RowId, bytes]]:
+        """All documents of a table, in parts."""
+        ...
+
+    async def keep(
+        self, documents: Mapping[RowId, bytes], losses: Mapping[RowId, Sequence[Loss]] = {}
+    ) -> None:
+        """Record documents at `seq`, and what it overwrote, ahead of `finish`."""
         ...
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
@@ -196,6 +254,10 @@ class Store(Protocol):
 
     async def head(self) -> tuple[int, bytes]:
         """The last commit's (seq, token)."""
+        ...
+
+    async def look(self) -> Look:
+        """The last commit, and what waits to be folded; cheap enough to ask all the time."""
         ...
 
     async def close(self) -> None:

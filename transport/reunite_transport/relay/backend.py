@@ -1,0 +1,265 @@
+"""Backend writes: what ordinary SQL on the relay's database did to rows, as edits of documents.
+
+A backend saw the row that it wrote, so what it did comes after everything that the row's document
+says, and it is never written back to the table: the table is where it comes from. An edit is what
+differs between the values before and after, so a counter gets what was added and a text what was
+typed, and a column that was set to what it held is no edit.
+
+Nothing here waits or reads a database; `fold` asks a transaction for what it needs.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from reunite.cells.kinds import Author
+from reunite.cells.register import Register, Value, same
+from reunite.clock import FLOOR, NEVER, stamp, time_of
+from reunite.columns import Columns, columns_of
+from reunite.document import (
+    CELLS_MAX,
+    DOCUMENT_BYTES_MAX,
+    KIND_MASK,
+    Document,
+    decode,
+    encode,
+)
+from reunite.errors import FormatError
+from reunite.keys import key_problem, pack_key
+from reunite.overwritten import Loss, losses
+from reunite.schema import Table
+from reunite_transport.relay.store import RowId, StoreTransaction, Written
+
+# Above this a commit is pulled and not streamed, so its rows need not be remembered.
+STATED_ROWS_MAX: Final = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+class Folded:
+    """What folding did. `rows` are the documents that it made, None when they are too many to be
+    remembered; `count` is how many writes were folded."""
+
+    def __init__(self) -> None:
+        self.rows: dict[RowId, bytes] | None = {}
+        self.count = 0
+        self.changed = False
+
+    def add(self, documents: Mapping[RowId, bytes]) -> None:
+        """Note documents that were recorded."""
+        self.changed = self.changed or bool(documents)
+        if self.rows is not None:
+            self.rows.update(documents)
+            if len(self.rows) > STATED_ROWS_MAX:
+                self.rows = None
+
+
+async def fold(transaction: StoreTransaction, replica: int, *, history: bool) -> Folded:
+    """Fold all that backends wrote and no commit has folded, and record the documents. With
+    `history` what is overwritten is kept. Each part is done with before the next is read,
+    so that a statement which changed all rows of a large table takes little memory."""
+    folded = Folded()
+    tables = {table.id: table for table in transaction.tables}
+    async for part in transaction.captured():
+        start = 0
+        for at, written in enumerate(part):
+            if written.before is None and written.after is None:
+                await _fold_part(transaction, part[start:at], tables, replica, folded, history)
+                await _empty(transaction, written, replica, folded)
+                start = at + 1
+        await _fold_part(transaction, part[start:], tables, replica, folded, history)
+        folded.count += len(part)
+    return folded
+
+
+async def _fold_part(
+    transaction: StoreTransaction,
+    part: Sequence[Written],
+    tables: Mapping[int, Table],
+    replica: int,
+    folded: Folded,
+    history: bool,
+) -> None:
+    edits = Edits(tables, replica, transaction.now_ms)
+    steps = edits.steps(part)
+    rows = list(dict.fromkeys(row for row, _ in steps))
+    if not rows:
+        return
+    stored = await transaction.documents(rows)
+    before = {row: decode(data) for row, data in stored.items()}
+    after, lost = edits.applied(steps, before)
+    changed = {
+        row: data
+        for row, document in after.items()
+        if (data := edits.encoded(row, document)) is not None and data != stored.get(row)
+    }
+    await transaction.keep(changed, lost if history else {})
+    folded.add(changed)
+
+
+async def _empty(
+    transaction: StoreTransaction, written: Written, replica: int, folded: Folded
+) -> None:
+    """All rows of a table are gone."""
+    async for documents in transaction.documents_of(written.table):
+        changed: dict[RowId, bytes] = {}
+        for row, data in documents.items():
+            document = decode(data)
+            if document.alive:
+                changed[row] = encode(_deleted(document, written.at or 0, replica))
+        await transaction.keep(changed)
+        folded.add(changed)
+
+
+class Edits:
+    """Turns what was written into edits by one relay."""
+
+    def __init__(self, tables: Mapping[int, Table], replica: int, now_ms: int) -> None:
+        self._tables = tables
+        self._replica = replica
+        # Its id is new at every start, so it numbers this run of the process as well.
+        self._author = Author(replica, replica)
+        self._now = now_ms << 16
+
+    def steps(self, part: Sequence[Written]) -> list[tuple[RowId, Written]]:
+        """Each write with its row, in order. One that gave a row another key is two: the old row
+        went, and a new one came. A row whose key cannot leave the database is left out."""
+        steps = []
+        for written in part:
+            table = self._tables.get(written.table)
+            if table is None:
+                continue  # not tracked any more
+            before = self._row(table, written.before)
+            after = self._row(table, written.after)
+            if before is not None and before != after:
+                gone = Written(table.id, written.at, written.before, None)
+                steps.append((before, gone))
+            if after is not None:
+                was = written.before if before == after else None
+                steps.append((after, Written(table.id, written.at, was, written.after)))
+        return steps
+
+    def applied(
+        self, steps: Sequence[tuple[RowId, Written]], known: Mapping[RowId, Document]
+    ) -> tuple[dict[RowId, Document], dict[RowId, list[Loss]]]:
+        """The documents after these writes, and what was overwritten."""
+        made: dict[RowId, Document] = {}
+        lost: dict[RowId, list[Loss]] = {}
+        for row, written in steps:
+            before = made.get(row) or known.get(row)
+            try:
+                after = self._after(row, before, written)
+            except (FormatError, RecursionError) as error:
+                # One row must not keep all others from being folded.
+                _log.error(
+                    "table %r: what a backend wrote to a row cannot be merged (%s); clients keep"
+                    " the row as it was",
+                    self._tables[row.table].name,
+                    error if isinstance(error, FormatError) else "nested too deep",
+                )
+                continue
+            if after is None or after is before:
+                continue
+            if before is not None and after.cells is not before.cells:
+                edited = {k: c for k, c in after.cells.items() if before.cells.get(k) is not c}
+                found = losses(before, Document(NEVER, after.edited, NEVER, edited))
+                if found:
+                    lost.setdefault(row, []).extend(found)
+            made[row] = after
+        return made, lost
+
+    def encoded(self, row: RowId, document: Document) -> bytes | None:
+        """The bytes of a document; None, which is logged, for one that no client would take."""
+        data = encode(document)
+        if len(data) <= DOCUMENT_BYTES_MAX and len(document.cells) <= CELLS_MAX:
+            return data
+        _log.error(
+            "table %r: what a backend wrote makes a row of %d bytes, over the %d that can sync;"
+            " clients keep the row as it was",
+            self._tables[row.table].name,
+            len(data),
+            DOCUMENT_BYTES_MAX,
+        )
+        return None
+
+    def _row(self, table: Table, values: Mapping[int, Value] | None) -> RowId | None:
+        if values is None:
+            return None
+        key = tuple(values.get(column.id) for column in table.key)
+        problem = key_problem(key)
+        if problem is not None:
+            _log.error("table %r: a backend's row does not sync: %s", table.name, problem)
+            return None
+        return RowId(table.id, pack_key(key))
+
+    def _after(self, row: RowId, before: Document | None, written: Written) -> Document | None:
+        at = self._now if written.at is None else written.at
+        if written.after is None:
+            return _deleted(before, at, self._replica) if before and before.alive else before
+        columns = columns_of(self._tables[row.table].cells)
+        if before is None:
+            return self._inserted(columns, written, at)
+        if not before.alive:
+            return self._revived(columns, before, written.after, at)
+        return self._updated(columns, before, written, at)
+
+    def _inserted(self, columns: Columns, written: Written, at: int) -> Document:
+        assert written.after is not None
+        values = _values(columns, written.after)
+        if written.at is None:
+            begun = [
+                columns.begin(key, value) for key, value in zip(columns.keys, values, strict=True)
+            ]
+            cells: dict[int, Register] = {edit.key: (FLOOR, edit.after) for edit in begun}
+            return Document(FLOOR, FLOOR, NEVER, cells)
+        mark = stamp(at, self._replica)
+        return Document(mark, mark, NEVER, columns.inserted(values, mark, self._author))
+
+    def _revived(
+        self, columns: Columns, before: Document, after: Mapping[int, Value], at: int
+    ) -> Document:
+        """A row that was deleted and is there again has nothing of what it was."""
+        mark = stamp(max(at, time_of(before.latest()) + 1), self._replica)
+        cells = before.cells.copy()
+        for key, value in zip(columns.keys, _values(columns, after), strict=True):
+            edit = columns.edit(before, key, value, self._author)
+            cells[edit.key] = (mark, edit.after)
+        return before._replace(edited=mark, cells=cells)
+
+    def _updated(self, columns: Columns, before: Document, written: Written, at: int) -> Document:
+        assert written.after is not None
+        cells = before.cells.copy()
+        touched = False
+        for place, column in enumerate(columns.columns):
+            if column.id not in written.after:
+                continue
+            key, shown = columns.keys[place], columns.value(before, place)
+            was = shown
+            if written.before is not None:
+                # A column that was added since has its default in the rows that were there.
+                was = written.before.get(column.id, columns.defaults[place])
+            now = written.after[column.id]
+            if columns.is_same(key, was, now):
+                continue
+            seen = None if same(was, shown) else (was,)
+            edit = columns.edit(before, key, now, self._author, seen=seen)
+            # Above all cells of the column, or another of them would go on showing.
+            marks = [cells[k][0] for k in cells if k & ~KIND_MASK == key]
+            time = max(at, time_of(max(marks, default=NEVER)) + 1)
+            cells[edit.key] = (stamp(time, self._replica), edit.after)
+            touched = True
+        if not touched:
+            return before
+        return before._replace(edited=max(before.edited, stamp(at, self._replica)), cells=cells)
+
+
+def _values(columns: Columns, found: Mapping[int, Value]) -> list[Value]:
+    return [
+        found.get(column.id, default)
+        for column, default in zip(columns.columns, columns.defaults, strict=True)
+    ]
+
+
+def _deleted(before: Document, at: int, replica: int) -> Document:
+    time = max(at, time_of(before.edited) + 1)
+    return before._replace(deleted=stamp(time, replica))

@@ -1,0 +1,261 @@
+"""Capture on Postgres: triggers that note what backends write, and reading what they noted.
+
+Each row trigger of a tracked table appends the row before and after, as JSON, to
+`_reunite_captured`, in the backend's own transaction: what is rolled back was never noted. The
+function runs as its owner, so that backends need no right to our tables, and fixes every setting
+that the form of a value depends on. What the relay itself writes it leaves out, by a setting that
+lasts for the relay's transaction, but not what triggers and foreign keys do because of that: those
+run at a greater depth. Nobody is notified from within, which would make backends wait for each
+other at their commits.
+
+JSON has one null where a column of JSON has two. The names of columns that hold JSON's own are
+noted beside the row; the trigger is told which columns are of JSON.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import asyncpg
+
+from reunite.cells.register import Value
+from reunite.schema import Column, Table, quoted, through_affinity
+from reunite.types import plain_type
+from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables, Reader
+from reunite_transport.relay.postgres_row_sql import numeric_keys
+from reunite_transport.relay.postgres_schema import register_value
+from reunite_transport.relay.store import Written
+
+RELAY_SETTING: Final = "reunite.relay"
+# Rows that are read and folded at a time.
+PART_ROWS: Final = 5_000
+
+_TRIGGER: Final = "_reunite_capture"
+_EMPTIED_TRIGGER: Final = "_reunite_emptied"
+# In the name, so that a later release's function takes the place of this one.
+_FUNCTION: Final = "_reunite_capture_1"
+
+_FUNCTION_SQL: Final = """
+CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD'
+SET "IntervalStyle" = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = 1
+AS $function$
+DECLARE
+    before json;
+    after json;
+    before_nulls text[];
+    after_nulls text[];
+    is_there boolean;
+BEGIN
+    IF pg_trigger_depth() = 1 AND current_setting('{setting}', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP IN ('UPDATE', 'DELETE') THEN
+        before := row_to_json(OLD);
+    END IF;
+    IF TG_OP IN ('UPDATE', 'INSERT') THEN
+        after := row_to_json(NEW);
+    END IF;
+    FOR place IN 1 .. TG_NARGS - 1 LOOP
+        IF json_typeof(before -> TG_ARGV[place]) = 'null' THEN
+            EXECUTE format('SELECT ($1).%I IS NOT NULL', TG_ARGV[place]) INTO is_there USING OLD;
+            IF is_there THEN before_nulls := before_nulls || TG_ARGV[place]; END IF;
+        END IF;
+        IF json_typeof(after -> TG_ARGV[place]) = 'null' THEN
+            EXECUTE format('SELECT ($1).%I IS NOT NULL', TG_ARGV[place]) INTO is_there USING NEW;
+            IF is_there THEN after_nulls := after_nulls || TG_ARGV[place]; END IF;
+        END IF;
+    END LOOP;
+    INSERT INTO {captured} (tx, tbl, at, before, after, before_nulls, after_nulls)
+    VALUES (
+        pg_current_xact_id(), TG_ARGV[0]::integer, clock_timestamp(),
+        before, after, before_nulls, after_nulls
+    );
+    RETURN NULL;
+END
+$function$
+"""
+
+# In the order of their numbers a row's writes stand as they were made: each took the row's lock.
+# What is visible in one snapshot is whole transactions, however many statements read it.
+_TAKE: Final = """
+DELETE FROM {captured} WHERE id IN (
+    SELECT id FROM {captured}
+    WHERE id > $2 AND pg_visible_in_snapshot(tx, $1::text::pg_snapshot) ORDER BY id LIMIT $3
+)
+RETURNING id, tbl, (extract(epoch FROM at) * 1000000)::bigint AS at_us, before, after,
+    before_nulls, after_nulls
+"""
+_CONSEQUENCES: Final = """
+DELETE FROM {captured} WHERE tx = pg_current_xact_id() AND (before IS NOT NULL OR after IS NOT NULL)
+RETURNING id, tbl, (extract(epoch FROM at) * 1000000)::bigint AS at_us, before, after,
+    before_nulls, after_nulls
+"""
+
+
+async def install_function(connection: Connection, own: OwnTables) -> None:
+    """Make the triggers' function where it is missing."""
+    function = f"{quoted(own.schema)}.{quoted(_FUNCTION)}"
+    if await connection.fetchval("SELECT to_regproc($1)", function) is None:
+        await connection.execute(
+            _FUNCTION_SQL.format(function=function, captured=own.captured, setting=RELAY_SETTING)
+        )
+
+
+async def install_triggers(connection: Connection, own: OwnTables, tables: Iterable[Table]) -> None:
+    """Capture what is written to these tables from now on. Writers are waited for, and wait."""
+    for table in tables:
+        name = f"{quoted(own.schema)}.{quoted(table.name)}"
+        arguments = [str(table.id)]
+        arguments += [c.name for c in table.columns if plain_type(c.type) == "json"]
+        listed = ", ".join(_literal(argument) for argument in arguments)
+        call = f"EXECUTE FUNCTION {quoted(own.schema)}.{quoted(_FUNCTION)}({listed})"
+        await connection.execute(
+            f"CREATE OR REPLACE TRIGGER {_TRIGGER} AFTER INSERT OR UPDATE OR DELETE ON {name}"
+            f" FOR EACH ROW {call}"
+        )
+        await connection.execute(f"DROP TRIGGER IF EXISTS {_EMPTIED_TRIGGER} ON {name}")
+        await connection.execute(
+            f"CREATE TRIGGER {_EMPTIED_TRIGGER} AFTER TRUNCATE ON {name} FOR EACH STATEMENT {call}"
+        )
+
+
+async def uncaptured(reader: Reader, own: OwnTables, tables: Sequence[Table]) -> list[Table]:
+    """Those of these tables that lack a trigger, or have one that is disabled."""
+    rows = await reader.fetch(
+        "SELECT c.relname FROM pg_catalog.pg_class AS c"
+        " JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = c.oid"
+        " WHERE c.relnamespace = to_regnamespace($1) AND t.tgname = ANY ($2::text[])"
+        " AND t.tgenabled IN ('O', 'A') GROUP BY c.relname HAVING count(*) = 2",
+        quoted(own.schema),
+        [_TRIGGER, _EMPTIED_TRIGGER],
+    )
+    captured = {row["relname"] for row in rows}
+    return [table for table in tables if table.name not in captured]
+
+
+class Captured:
+    """Reads what was captured, in one transaction of the relay's."""
+
+    def __init__(self, connection: Connection, own: OwnTables, tables: Sequence[Table]) -> None:
+        self._connection = connection
+        self._own = own
+        self._decoders = {table.id: _Decoder(table) for table in tables}
+        self._snapshot: str | None = None
+        self._last = 0
+
+    async def part(self) -> list[Written]:
+        """The next of what was committed before the first call, in order; nothing at the end."""
+        if self._snapshot is None:
+            found = await self._connection.fetchrow(
+                "SELECT pg_current_snapshot()::text AS snapshot,"
+                f" (SELECT id FROM {self._own.captured} ORDER BY id LIMIT 1) AS first"
+            )
+            assert found is not None, "a query without a table has one row"
+            self._snapshot = found["snapshot"]
+            if found["first"] is None:
+                return []
+            self._last = found["first"] - 1
+        rows = await self._connection.fetch(
+            _TAKE.format(captured=self._own.captured), self._snapshot, self._last, PART_ROWS
+        )
+        return self._written(rows)
+
+    async def consequences(self) -> list[Written]:
+        """What this transaction itself has caused."""
+        rows = await self._connection.fetch(_CONSEQUENCES.format(captured=self._own.captured))
+        return self._written(rows)
+
+    async def has_more(self) -> bool:
+        """True when backends wrote since the first part was read."""
+        found: bool = await self._connection.fetchval(
+            f"SELECT EXISTS (SELECT FROM {self._own.captured} WHERE tx <> pg_current_xact_id())"
+        )
+        return found
+
+    def _written(self, rows: Sequence[asyncpg.Record]) -> list[Written]:
+        ordered = sorted(rows, key=lambda row: row["id"])
+        if ordered:
+            self._last = max(self._last, ordered[-1]["id"])
+        return [
+            self._decoders[row["tbl"]].written(row)
+            for row in ordered
+            if row["tbl"] in self._decoders
+        ]
+
+
+class _Number(str):
+    """A number of JSON as it was written."""
+
+    __slots__ = ()
+
+
+_JSON: Final = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_Number)
+
+
+class _Decoder:
+    """Reads the JSON of one table's rows as what documents hold."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table.id
+        self._columns = {column.name: column for column in table.columns}
+        self._numeric_keys = numeric_keys(table)
+
+    def written(self, row: asyncpg.Record) -> Written:
+        at_us = row["at_us"]
+        return Written(
+            self._table,
+            None if at_us is None else (at_us << 16) // 1000,
+            self._values(row["before"], row["before_nulls"]),
+            self._values(row["after"], row["after_nulls"]),
+        )
+
+    def _values(self, text: str | None, nulls: Sequence[str] | None) -> dict[int, Value] | None:
+        if text is None:
+            return None
+        values = {}
+        for name, found in _JSON.decode(text).items():
+            column = self._columns.get(name)
+            if column is not None:
+                value = _value(column, found)
+                if name in self._numeric_keys:
+                    (value,) = through_affinity(column.declared, [value])
+                values[column.id] = value
+        for name in nulls or ():
+            column = self._columns.get(name)
+            if column is not None:
+                values[column.id] = "null"
+        return values
+
+
+def _value(column: Column, found: object) -> Value:
+    if found is None:
+        return None
+    kind = plain_type(column.type)
+    if kind == "json":
+        return json_text(found)
+    if isinstance(found, bool):
+        text = "true" if found else "false"
+    else:
+        text = found if isinstance(found, str) else json_text(found)
+    if kind in ("timestamp", "timestamptz"):
+        # As JSON has it, a T stands between, and an offset of hours has minutes, too.
+        text = text.replace("T", " ", 1).replace("+00:00", "+00", 1)
+    return register_value(text, kind)
+
+
+def json_text(found: object) -> str:
+    """JSON's text of what was read of it, its numbers as they were."""
+    if isinstance(found, dict):
+        parts = (f"{json.dumps(k, ensure_ascii=False)}: {json_text(v)}" for k, v in found.items())
+        return "{" + ", ".join(parts) + "}"
+    if isinstance(found, list):
+        return "[" + ", ".join(map(json_text, found)) + "]"
+    if isinstance(found, _Number):
+        return str(found)
+    return json.dumps(found, ensure_ascii=False)
+
+
+def _literal(text: str) -> str:
+    """A text as a literal of SQL, under every setting."""
+    return " E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
