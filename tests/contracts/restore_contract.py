@@ -11,7 +11,8 @@ from reunite_transport.relay.store import Store, WentBack
 from tests.contracts.pushes import PERSON, A, B, row
 from tests.contracts.store_contract import ALL, Opener, accept, write
 
-# A transaction of somebody else on the realm's database: gives what executes a statement in it.
+# A transaction of somebody else on the realm's database: gives what executes a statement in it
+# and returns its rows.
 Outside: TypeAlias = Callable[[], AbstractAsyncContextManager[Callable[[str], Awaitable[object]]]]
 # To the state after the first commit.
 RESTORE = (

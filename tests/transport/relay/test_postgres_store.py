@@ -14,6 +14,7 @@ from reunite.errors import TableError
 from reunite.schema import Column, ForeignKey, Table, quoted
 from reunite_transport.relay.postgres_store import PostgresStore, open_postgres
 from reunite_transport.relay.store import Busy, RowChange, RowId, StoreError, Violation
+from tests.contracts.backend_contract import BackendContract
 from tests.contracts.history_contract import HistoryContract
 from tests.contracts.pushes import PERSON, A, at, column, deleted, edited, inserted, row, table
 from tests.contracts.restore_contract import Outside, RestoreContract
@@ -38,7 +39,7 @@ async def backend(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]
         await connection.close()
 
 
-class TestPostgresStore(StoreContract, RestoreContract, HistoryContract):
+class TestPostgresStore(StoreContract, RestoreContract, HistoryContract, BackendContract):
     @pytest.fixture
     def opener(self, postgres_url: str) -> Opener:
         return lambda: opened(postgres_url)
@@ -48,7 +49,7 @@ class TestPostgresStore(StoreContract, RestoreContract, HistoryContract):
         @asynccontextmanager
         async def transaction() -> AsyncIterator[Callable[[str], Awaitable[object]]]:
             async with backend(postgres_url) as connection, connection.transaction():
-                yield connection.execute
+                yield connection.fetch
 
         return transaction
 

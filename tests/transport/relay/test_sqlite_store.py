@@ -20,6 +20,7 @@ from reunite_transport.relay.commit import Outcome, Taken, commit_batch
 from reunite_transport.relay.postgres_store import open_postgres
 from reunite_transport.relay.sqlite_store import SqliteStore, open_sqlite
 from reunite_transport.relay.store import Busy, RowChange, Store, StoreError
+from tests.contracts.backend_contract import BackendContract
 from tests.contracts.history_contract import HistoryContract
 from tests.contracts.pushes import (
     PERSON,
@@ -70,7 +71,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "relay.db"
 
 
-class TestSqliteStore(StoreContract, RestoreContract, HistoryContract):
+class TestSqliteStore(StoreContract, RestoreContract, HistoryContract, BackendContract):
     @pytest.fixture
     def opener(self, path: Path) -> Opener:
         return lambda: opened(path)
@@ -82,7 +83,7 @@ class TestSqliteStore(StoreContract, RestoreContract, HistoryContract):
             with closing(sqlite3.connect(path, isolation_level=None)) as connection:
 
                 async def execute(statement: str) -> object:
-                    return connection.execute(statement)
+                    return connection.execute(statement).fetchall()
 
                 connection.execute("BEGIN IMMEDIATE")
                 yield execute
