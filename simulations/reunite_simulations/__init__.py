@@ -8,9 +8,9 @@ transport and the engine, and neither may import it.
 """
 
 from reunite_simulations.failure import Broken
+from reunite_simulations.outcome import Report, Violation
 from reunite_simulations.scenario import simulate
 from reunite_simulations.transactions import OwnTransaction
 from reunite_simulations.workload import Mix
-from reunite_simulations.world import Report, Violation
 
 __all__ = ["Broken", "Mix", "OwnTransaction", "Report", "Violation", "simulate"]

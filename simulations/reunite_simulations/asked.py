@@ -10,9 +10,9 @@ from typing import Final
 from reunite.errors import UsageError
 from reunite_simulations import faults
 from reunite_simulations.chance import named_events
+from reunite_simulations.outcome import Settings
 from reunite_simulations.transactions import Workload
 from reunite_simulations.workload import Mix
-from reunite_simulations.world import Settings
 
 # Limits, so that a slip of the finger does not fill the memory.
 REPLICAS_MAX: Final = 100

@@ -28,10 +28,11 @@ from reunite_simulations.asked import (
 )
 from reunite_simulations.failure import command_line, commit, history, told
 from reunite_simulations.origin import check_database, check_schema, read_schema
+from reunite_simulations.outcome import Report, Settings
 from reunite_simulations.report import page
 from reunite_simulations.seeds import own_schema, run_seed
 from reunite_simulations.shrink import Smallest, look_into
-from reunite_simulations.world import Report, Settings, World
+from reunite_simulations.world import World
 from reunite_transport.console import counted, plain
 
 # How many seeds a run has when nobody says.

@@ -10,7 +10,7 @@ from typing import Final
 
 from reunite_simulations.faults import FAULTS
 from reunite_simulations.history import Outcome, Transaction
-from reunite_simulations.world import Report, Settings
+from reunite_simulations.outcome import Report, Settings
 from reunite_transport.console import counted, plain
 
 # A longer statement or message is cut.

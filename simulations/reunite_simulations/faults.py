@@ -327,6 +327,7 @@ async def relay_restore(world: "World", chance: EventChance) -> None:
     """The relays' database breaks, and a backup of it takes its place."""
     backup = world.folder / f"relay-backup{chance.number}.db"
     copy_files(world.folder / "relay.db", backup)
+    taken = world.now()
     if chance.random() < 0.5:
         # Under relays that run. One of them does not reach the database for a while, in which the
         # other may commit over the lost numbers.
@@ -334,13 +335,13 @@ async def relay_restore(world: "World", chance: EventChance) -> None:
         relay = chance.pick(world.relays)
         relay.reach_store(False)
         try:
-            world.restore_store_under_relays(backup)
+            world.restore_store_under_relays(backup, taken)
             await chance.pause(0, 40)
         finally:
             relay.reach_store(True)
         return
     await chance.pause(5, 60)
-    await world.restore_store(backup)
+    await world.restore_store(backup, taken)
     await chance.pause(0.1, 10)
     for relay in world.relays:
         await world.start_relay(relay)

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from reunite_simulations.conflicts import Merged, Side
 from reunite_simulations.history import Key
-from reunite_simulations.world import Happening, Report
+from reunite_simulations.outcome import Happening, Report
 from reunite_transport.console import counted
 
 # What a browser lays out at once without a pause: moments of all lanes together, and of one.

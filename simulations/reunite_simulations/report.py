@@ -23,9 +23,10 @@ from reunite_simulations.lanes import (
     short,
     value_text,
 )
+from reunite_simulations.outcome import Happening, Report
 from reunite_simulations.seeds import own_schema
 from reunite_simulations.timeline import ZOOMS, legend, symbols, timeline
-from reunite_simulations.world import EVENTS_MAX, Happening, Report
+from reunite_simulations.world import EVENTS_MAX
 from reunite_transport.console import counted
 
 # What a table shows; the rest is counted.

@@ -9,11 +9,11 @@ from reunite.errors import UsageError
 from reunite_simulations import failure
 from reunite_simulations.asked import asked_seconds, asked_settings
 from reunite_simulations.origin import SQLITE_MAGIC, check_database, check_schema, read_schema
+from reunite_simulations.outcome import Report
 from reunite_simulations.own import guard
 from reunite_simulations.seeds import run_seed
 from reunite_simulations.shrink import look_into
 from reunite_simulations.transactions import Workload
-from reunite_simulations.world import Report
 
 # A longer text is no path.
 PATH_MAX: Final = 1_000

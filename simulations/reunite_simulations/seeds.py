@@ -11,7 +11,8 @@ from typing import Final
 
 from reunite.errors import FileError
 from reunite_simulations.loop import run
-from reunite_simulations.world import Report, Settings, World
+from reunite_simulations.outcome import Report, Settings
+from reunite_simulations.world import World
 
 # With less than this left, what fails may well fail for want of room.
 ROOM_MIN: Final = 4 << 20

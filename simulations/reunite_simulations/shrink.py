@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from reunite_simulations.faults import FAULTS
+from reunite_simulations.outcome import Report
 from reunite_simulations.seeds import run_seed
-from reunite_simulations.world import Report
 
 
 def shrink(report: Report, *, seconds: float = 60.0, runs: int = 1_000) -> Report:

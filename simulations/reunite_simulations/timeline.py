@@ -24,7 +24,7 @@ from reunite_simulations.lanes import (
     scale_of,
     short,
 )
-from reunite_simulations.world import Happening, Report
+from reunite_simulations.outcome import Happening, Report
 
 # What one mark says, in lines.
 LINES_MAX: Final = 6

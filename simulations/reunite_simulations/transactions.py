@@ -8,8 +8,9 @@ import random
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from reunite.cells.register import Value, same
 from reunite.errors import ReuniteError
@@ -18,7 +19,6 @@ from reunite_simulations import observe
 from reunite_simulations.chance import EventChance
 from reunite_simulations.contents import merges
 from reunite_simulations.history import History, Key, Outcome, Transaction, Verb, Write
-from reunite_simulations.nodes import Client
 from reunite_simulations.workload import APPEND_TABLE, Mix, RandomWrites
 
 # A transaction of the user's own: SQL on the connection, all choices from the generator, neither
@@ -37,14 +37,50 @@ BOTH: Final = 0.3
 _WRITING: Final = ("insert", "update", "delete", "replace", "with")
 
 
+T = TypeVar("T")
+
+
+class Writer(Protocol):
+    """Who writes: a client's app, or a backend."""
+
+    @property
+    def name(self) -> str:
+        """As the history knows it."""
+        ...
+
+    @property
+    def session(self) -> int:
+        """Which session of its user this is."""
+        ...
+
+    @property
+    def place(self) -> int:
+        """Makes the values of its writes its own."""
+        ...
+
+    @property
+    def app(self) -> sqlite3.Connection:
+        """The connection that it writes on."""
+        ...
+
+    def overheard(self) -> AbstractContextManager[list[str]]:
+        """The SQL that is run meanwhile."""
+        ...
+
+    def write(self, work: Callable[[sqlite3.Connection], T], *, own: bool) -> T:
+        """One transaction."""
+        ...
+
+
 def transact(
-    client: Client,
+    client: Writer,
     chance: EventChance,
     workload: Workload,
     tables: Sequence[Table],
     history: History,
+    at: float,
 ) -> Transaction:
-    """Run a client's next transaction and note it. Raises Crashed when the process dies in it."""
+    """Run a writer's next transaction and note it. Raises Crashed when the process dies in it."""
     mix = workload if isinstance(workload, Mix) else Mix()
     values = client.place * VALUES_OF_CLIENT + chance.number * VALUES_OF_TRANSACTION
     writes = RandomWrites(tables, chance, mix, values, at_first=client.place == 1)
@@ -52,7 +88,7 @@ def transact(
         chance.event,
         client.name,
         client.session,
-        client.world.now(),
+        at,
         own=chance.random() >= mix.strangers,
     )
     appends = chance.random() < mix.appends

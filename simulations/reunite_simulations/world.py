@@ -14,21 +14,28 @@ import sqlite3
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from reunite.cells.register import Value
 from reunite.schema import Table, read_table
 from reunite_simulations import conflicts, faults, observe
+from reunite_simulations.backends import Backend
 from reunite_simulations.chance import EventChance
 from reunite_simulations.checkers import Checker, all_checkers
-from reunite_simulations.conflicts import Conflicts
-from reunite_simulations.history import History, Outcome, Read, Strike
+from reunite_simulations.history import (
+    History,
+    Outcome,
+    Read,
+    Strike,
+    Transaction,
+)
 from reunite_simulations.network import Network
 from reunite_simulations.nodes import EPOCH_MS, Client, Clock, Crashed, RelayNode, copy_files
 from reunite_simulations.origin import need_tables, tables_of
-from reunite_simulations.transactions import Workload, transact
+from reunite_simulations.outcome import Happening, Report, Settings, Violation
+from reunite_simulations.transactions import transact
 from reunite_simulations.workload import APPEND_SQL, APPEND_TABLE, Mix
 from reunite_transport.client_session import Acknowledged, Event, GaveUp, Live, Received, Refilling
 
@@ -37,6 +44,8 @@ LOOK_SECONDS: Final = 10.0
 QUIET_SECONDS: Final = 30.0
 # How many rows a relay's page holds, by seed: few, so that pages cut through what was committed.
 PAGE_ROWS_MAX: Final = (2, 7, 5_000)
+# How many backends there are, by seed.
+BACKENDS: Final = (0, 0, 1, 2)
 # A load of a large database is cut into this many pages at most, or it would take most of the time.
 PAGES_MAX: Final = 200
 # Measured worse than this, a clock dates edits that nobody can order; see `CLOSE_SECONDS`.
@@ -49,68 +58,6 @@ EVENTS_MAX: Final = 500_000
 # Not of the design: what broke is the code itself, and the message says where.
 NO_CRASH: Final = "no crash of the code itself"
 FRAMES_TOLD: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a world is like. `faults` are those that its seed may draw from."""
-
-    seed: int
-    schema: str = ""
-    database: Path | None = None
-    replicas: int = 5
-    relays: int = 2
-    minutes: float = 5.0
-    faults: tuple[str, ...] = tuple(faults.FAULTS)
-    swarm: bool = True
-    # The events that happen, as `client1:5` and `crash:2`; None for all.
-    only: frozenset[str] | None = None
-    writes_per_minute: float = 8.0
-    # How long a healed world may take to come to rest.
-    rest_seconds: float = 400.0
-    workload: Workload = field(default_factory=Mix)
-    # The promises that are looked at; none for all of them.
-    promises: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A promise that was broken, when, and how."""
-
-    promise: str
-    at: float
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Happening:
-    """One event of the trace: virtual seconds, a kind, and facts."""
-
-    at: float
-    kind: str
-    facts: tuple[object, ...]
-
-
-@dataclass
-class Report:
-    """What came of a seed. `history` is all that an outside observer saw."""
-
-    settings: Settings
-    seed: int
-    trace_hash: str
-    simulated_hours: float
-    transactions: int
-    rows_written: int
-    faults: Mapping[str, int]
-    checks: Mapping[str, int]
-    violations: Sequence[Violation]
-    happenings: Sequence[Happening]
-    history: History
-    # Frames and bytes by sender, receiver and tenth of a second.
-    traffic: Mapping[tuple[str, str, int], tuple[int, int]] = field(default_factory=dict)
-    conflicts: Conflicts = field(default_factory=Conflicts)
-    # Tables that cannot be synced, and why.
-    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class World:
@@ -130,6 +77,7 @@ class World:
         self.history = History()
         self.clients: list[Client] = []
         self.relays: list[RelayNode] = []
+        self.backends: list[Backend] = []
         self.initial: dict[str, dict[tuple[Value, ...], tuple[Value, ...]]] = {}
         # Clients whose file went back in time, and those that a copy was made of.
         self.rolled_back: set[str] = set()
@@ -281,8 +229,9 @@ class World:
             await relay.start()
             self.note("started", relay.name)
 
-    async def restore_store(self, backup: Path) -> None:
-        """Let the relays' database go back to a backup, with all relays stopped."""
+    async def restore_store(self, backup: Path, taken: float) -> None:
+        """Let the relays' database go back to a backup that was taken then, with all relays
+        stopped."""
         while up := [relay for relay in self.relays if relay.up]:
             for relay in up:
                 await relay.kill()
@@ -290,19 +239,22 @@ class World:
             self._store.close()
             self._store = None
         copy_files(backup, self.folder / "relay.db")
-        self._restored(backup)
+        self._restored(backup, taken)
 
-    def restore_store_under_relays(self, backup: Path) -> None:
+    def restore_store_under_relays(self, backup: Path, taken: float) -> None:
         """The same while relays run: to them it is a write like any other's."""
         with (
             closing(sqlite3.connect(backup)) as source,
             closing(sqlite3.connect(self.folder / "relay.db")) as target,
         ):
             source.backup(target)
-        self._restored(backup)
+        self._restored(backup, taken)
 
-    def _restored(self, backup: Path) -> None:
+    def _restored(self, backup: Path, taken: float) -> None:
         self.history.restores.append(self.now())
+        for backend in self.backends:
+            # Nobody else has it, unless it was folded and read.
+            self.history.doubt(backend.name, taken)
         self.note("restored", backup.name)
 
     def add_copy(self, client: Client, chance: EventChance) -> None:
@@ -332,6 +284,9 @@ class World:
         for client in self.clients:
             self._start(client)
             self._spawn(self._writes(client))
+        if isinstance(self.settings.workload, Mix):
+            for backend in self.backends:
+                self._spawn(self._backend_writes(backend, self.settings.workload))
         self._spawn(self._look_on())
         striking = [
             asyncio.create_task(faults.strike(self, name), name=f"fault {name}")
@@ -397,6 +352,11 @@ class World:
             name = f"relay{number + 1}"
             path = self.folder / "relay.db"
             self.relays.append(RelayNode(self, name, path, self.chance(name), rows_max))
+        count = settings.backends
+        if count is None:
+            count = self.chance("backends").choice(BACKENDS)
+        for number in range(1, count + 1):
+            self.backends.append(Backend(self, f"backend{number}", number))
         for number in range(1, settings.replicas + 1):
             client = self._client(f"client{number}", number)
             # Some begin with a copy of the database as it was, others with nothing.
@@ -443,15 +403,41 @@ class World:
     def _transact(self, client: Client, chance: EventChance) -> None:
         tables = self.own_tables(client)
         try:
-            made = transact(client, chance, self.settings.workload, tables, self.history)
+            made = transact(
+                client, chance, self.settings.workload, tables, self.history, self.now()
+            )
         except Crashed:
             self.died(client)
             return
+        self._note_transaction(made)
+
+    def _note_transaction(self, made: Transaction) -> None:
         if made.outcome is Outcome.REFUSED:
-            self.note("refused", client.name, made.refusal)
+            self.note("refused", made.client, made.refusal)
         else:
             self.rows_written += made.rows_written
-            self.note("wrote", client.name, made.own, made.rows_written, list(made.appended))
+            self.note("wrote", made.client, made.own, made.rows_written, list(made.appended))
+
+    async def _backend_writes(self, backend: Backend, mix: Mix) -> None:
+        """A backend's transactions, until the world heals."""
+        # SQLite fires no trigger for a row that gives way to another by OR REPLACE.
+        mix = replace(mix, strangers=0.0, replace=0.0)
+        rate = self.settings.writes_per_minute / 60 * self.chance(backend.name).uniform(0.3, 2.0)
+        for number in itertools.count(1):
+            chance = EventChance(self.settings.seed, backend.name, number)
+            await asyncio.sleep(chance.expovariate(rate))
+            if self._healed:
+                return
+            if not self.happens(chance.event) or not observe.has_table(self.store, APPEND_TABLE):
+                continue
+            with backend.connected():
+                tables = backend.tables(
+                    [table for table in self._tables if table.name != APPEND_TABLE]
+                )
+                if tables:
+                    self._note_transaction(
+                        transact(backend, chance, mix, tables, self.history, self.now())
+                    )
 
     async def _look_on(self) -> None:
         while True:
@@ -516,8 +502,10 @@ class World:
         if not client.up:
             return False
         standing = observe.standing(client.app)
-        (head,) = self.store.execute("SELECT seq FROM _reunite_head").fetchone()
-        return standing.loaded and not standing.queued and standing.seq == head
+        head, unfolded = self.store.execute(
+            "SELECT seq, EXISTS (SELECT 1 FROM _reunite_captured) FROM _reunite_head"
+        ).fetchone()
+        return not unfolded and standing.loaded and not standing.queued and standing.seq == head
 
     def _end(self) -> None:
         for client in self.clients:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from reunite_simulations.loop import run
+from reunite_simulations.outcome import Settings
 from reunite_simulations.seeds import own_schema
-from reunite_simulations.world import Settings, World
+from reunite_simulations.world import World
 from reunite_transport.relay.hub import Hub, Member
 
 

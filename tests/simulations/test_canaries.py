@@ -6,9 +6,9 @@ import pytest
 
 from reunite_simulations import faults
 from reunite_simulations.canaries import CANARIES
+from reunite_simulations.outcome import Settings
 from reunite_simulations.seeds import own_schema, run_seed
 from reunite_simulations.workload import Mix
-from reunite_simulations.world import Settings
 
 
 @dataclass(frozen=True)

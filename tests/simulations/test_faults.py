@@ -12,10 +12,11 @@ from reunite_simulations.chance import EventChance
 from reunite_simulations.history import Outcome, Transaction
 from reunite_simulations.loop import run
 from reunite_simulations.network import Network, Weather
+from reunite_simulations.outcome import Report, Settings
 from reunite_simulations.seeds import own_schema, run_seed
 from reunite_simulations.transactions import transact
 from reunite_simulations.workload import Mix
-from reunite_simulations.world import Report, Settings, World
+from reunite_simulations.world import World
 
 
 def settings(seed: int, *names: str, minutes: float = 2.0) -> Settings:
@@ -98,7 +99,7 @@ def test_what_other_programs_write_into_a_rebuilt_table_is_mistimed(tmp_path: Pa
 
         def wrote(number: int, mix: Mix) -> Transaction:
             chance = EventChance(1, client.name, number)
-            made = transact(client, chance, mix, tables, world.history)
+            made = transact(client, chance, mix, tables, world.history, world.now())
             assert made.writes
             return made
 

@@ -9,9 +9,9 @@ from reunite_simulations.conflicts import Conflicts, Merged, Overwritten, Side
 from reunite_simulations.failure import command_line
 from reunite_simulations.history import History
 from reunite_simulations.lanes import MOMENTS_MAX, clock, node_names
+from reunite_simulations.outcome import Happening, Report, Settings, Violation
 from reunite_simulations.report import LINES_MAX, page
 from reunite_simulations.seeds import own_schema, run_seed
-from reunite_simulations.world import Happening, Report, Settings, Violation
 
 HOSTILE = "<script>alert('\"&')</script>"
 VOID = {"meta", "path", "circle", "use", "br", "wbr"}

@@ -12,9 +12,9 @@ from reunite_simulations import faults
 from reunite_simulations.asked import MINUTES_MIN
 from reunite_simulations.canaries import CANARIES
 from reunite_simulations.failure import command_line, told
+from reunite_simulations.outcome import Report, Settings
 from reunite_simulations.seeds import own_schema, run_seed
 from reunite_simulations.shrink import look_into, shape, shrink
-from reunite_simulations.world import Report, Settings
 
 ALL = Settings(seed=5, schema=own_schema(), replicas=4, minutes=2.0, faults=faults.named("all"))
 

@@ -11,8 +11,8 @@ import pytest
 from reunite_simulations import faults
 from reunite_simulations.loop import Deadlock, run
 from reunite_simulations.network import HEARTBEAT_SECONDS, Network, Socket
+from reunite_simulations.outcome import Report, Settings
 from reunite_simulations.seeds import own_schema, run_seed
-from reunite_simulations.world import Report, Settings
 
 # Seeds in which an engine, or a checker, was once caught; see the commit that mended it.
 REGRESSIONS = [
