@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reunite_simulations.world import World
 
 # Their values come after those of all clients and copies of clients.
-FIRST_PLACE: Final = 50_000
+FIRST_PLACE: Final = 200
 
 T = TypeVar("T")
 
