@@ -173,7 +173,7 @@ class _Reading:
                 own_by_client[made.client] = own_by_client.get(made.client, 0) + 1
             era = own_by_client.get(made.client, 0)
             gone: dict[_Row, Write] = {}
-            for write in net(made.writes):
+            for write in net(made):
                 row = write.table, write.key
                 if write.verb is Verb.DELETE:
                     gone[row] = write
@@ -189,7 +189,8 @@ class _Reading:
         cell = self._cell(write.table, write.key, column)
         place = write.table, write.key, column.name
         # Deleted and made again in one transaction, a row was changed.
-        was = write.before or (gone.before if gone is not None and made.own else {})
+        as_one = made.own and not made.apart
+        was = write.before or (gone.before if gone is not None and as_one else {})
         had = bool(was)
         before = self._content(column, was.get(column.name)) if had else None
         after = self._content(column, write.cells[column.name])

@@ -65,6 +65,8 @@ class Transaction:
     statements: Sequence[str] = ()
     outcome: Outcome = Outcome.UNKNOWN
     refusal: str = ""
+    # Each statement is an edit by itself: what was written on the relays' database.
+    apart: bool = False
     # Written before a loss of power or a restored backup that may have taken it back.
     doubtful: bool = False
     # Written after this machine's clock had been changed under a running app, or by another program
@@ -180,13 +182,13 @@ def may_come_again(made: Transaction, twins: Set[str]) -> bool:
     return made.doubtful or made.returns or (made.mistimed and made.client in twins)
 
 
-def net(writes: Sequence[Write]) -> Iterator[Write]:
-    """A transaction's writes with the successive edits of a row as one, and without what is none:
-    of a cell what it had before, of a row what came before it was deleted, or all of it when the
-    row came and went."""
-    found: list[Write] = []
+def net(made: Transaction) -> Iterator[Write]:
+    """A transaction's writes with the successive edits of a row as one, where they are not apart,
+    and without what is none: of a cell what it had before, of a row what came before it was
+    deleted, or all of it when the row came and went."""
+    found: list[Write] = list(made.writes) if made.apart else []
     place_by_row: dict[tuple[str, Key], int] = {}
-    for write in writes:
+    for write in () if made.apart else made.writes:
         place = place_by_row.get((write.table, write.key))
         earlier = None if place is None else found[place]
         if write.verb is Verb.UPDATE and earlier is not None and earlier.verb is not Verb.DELETE:

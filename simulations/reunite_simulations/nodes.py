@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 from reunite.database import HistorySource
 from reunite.errors import ReuniteError, SyncError
@@ -66,6 +66,9 @@ class Clock:
 @dataclass
 class Client:
     """One app on one file. `path` changes with each life, as a crash leaves a copy."""
+
+    # What it does in one transaction to a row is one edit.
+    apart: ClassVar[bool] = False
 
     world: "World"
     name: str

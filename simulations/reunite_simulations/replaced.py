@@ -56,7 +56,7 @@ class Replaced:
                 continue
             cells: list[Seen] = []
             befores: list[Seen] = []
-            for write in net(made.writes):
+            for write in net(made):
                 if write.verb is Verb.DELETE:
                     self._deleted[write.table, write.key, made.client] = made.at
                 for column, value in write.cells.items():

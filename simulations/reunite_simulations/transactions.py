@@ -63,6 +63,11 @@ class Writer(Protocol):
         """The connection that it writes on."""
         ...
 
+    @property
+    def apart(self) -> bool:
+        """Whether each statement is an edit by itself."""
+        ...
+
     def overheard(self) -> AbstractContextManager[list[str]]:
         """The SQL that is run meanwhile."""
         ...
@@ -91,6 +96,7 @@ def transact(
         at,
         own=chance.random() >= mix.strangers,
     )
+    made.apart = client.apart
     appends = chance.random() < mix.appends
     # A mix notes what it writes, but not what triggers write elsewhere.
     compares = not isinstance(workload, Mix) or _triggers_write_elsewhere(client.app)

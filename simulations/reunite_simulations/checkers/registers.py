@@ -109,7 +109,7 @@ def _rows(world: Observed, tables: Mapping[str, Table]) -> Mapping[_RowName, _Ro
         if made.own and made.outcome is Outcome.RETURNED:
             last_by_strangers.pop(made.client, None)
         deleted = set() if made.own else deleted_by_strangers
-        writes = list(net(made.writes))
+        writes = list(net(made))
         gone = {ascii_lower(write.table) for write in writes if write.verb is Verb.DELETE}
         for write in reversed(writes):
             captured = made.client, write.table, write.key
