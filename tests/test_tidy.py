@@ -39,6 +39,7 @@ EDGES = {
         "transport/reunite_transport/codec.py",
         "transport/reunite_transport/reader.py",
     ],
+    "prometheus_client": [f"{RELAY}/metrics.py"],
     "pycrdt": [
         "engine/reunite/cells/yjs.py",
         "transport/reunite_transport/relay/trial_process.py",

@@ -9,7 +9,6 @@ nothing; all else goes through `Database`. What only some commands need is impor
 """
 
 import asyncio
-import logging
 import os
 import re
 import signal
@@ -68,6 +67,8 @@ RESTORE_HELP: Final = (
     "When the database was restored from a backup: take back what files know of later commits, or"
     " not (they keep it in reunite_rejected)."
 )
+LOG_FORMAT_HELP: Final = "How to write the log, to stderr: lines for people, or JSON objects."
+LOG_LEVEL_HELP: Final = "What to log; no level shows what is in a row."
 HISTORY_HELP: Final = "Whether to keep values that merges overwrite, the newest of each row."
 URL_HELP: Final = "The relay's address, such as ws://127.0.0.1:8800."
 ONCE_HELP: Final = "Stop when all is sent and received."
@@ -100,6 +101,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a 
 # Whose rows count where this file and the relay brought different ones.
 Adopt = StrEnum("Adopt", ["THEIRS", "OURS"])
 AfterRestore = StrEnum("AfterRestore", ["REFILL", "DISCARD"])
+LogFormat = StrEnum("LogFormat", ["TEXT", "JSON"])
+LogLevel = StrEnum("LogLevel", ["DEBUG", "INFO", "WARNING", "ERROR"])
 
 
 def main() -> None:
@@ -182,6 +185,8 @@ def relay(
     after_restore: Annotated[AfterRestore, typer.Option(help=RESTORE_HELP)] = AfterRestore.REFILL,
     history: Annotated[bool, typer.Option("--history/--no-history", help=HISTORY_HELP)] = True,
     insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE_HELP)] = False,
+    log_format: Annotated[LogFormat, typer.Option(help=LOG_FORMAT_HELP)] = LogFormat.TEXT,
+    log_level: Annotated[LogLevel, typer.Option(help=LOG_LEVEL_HELP)] = LogLevel.WARNING,
     as_json: Json = False,
 ) -> None:
     """Run the relay that files sync with, until Ctrl-C or SIGTERM.
@@ -198,11 +203,9 @@ def relay(
     if postgres is not None and data is not None:
         raise UsageError("--data is for the embedded Postgres; leave it or --postgres out")
     with ending_at_once():
-        from reunite_transport.relay import run
+        from reunite_transport.relay import logs, run
 
-    logging.basicConfig(level=logging.WARNING, format="reunite relay: %(message)s")
-    # Its tracebacks add nothing: the relay says itself when the database is away.
-    logging.getLogger("asyncpg").setLevel(logging.CRITICAL)
+    logs.set_up(sys.stderr, as_json=log_format is LogFormat.JSON, level=log_level.name)
 
     async def serve() -> None:
         async with run.running_relay(

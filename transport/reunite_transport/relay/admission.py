@@ -5,7 +5,7 @@ changeset is refused.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from reunite.clock import AHEAD_MS_MAX, FLOOR, NEVER, replica_of, time_of
@@ -32,11 +32,14 @@ class Changeset:
 @dataclass(frozen=True, slots=True)
 class Refused:
     """The changeset is not in and will not be as it is; see `messages` for the reasons. `rows`
-    are those that the reason concerns, where that is known."""
+    are those that the reason concerns, where that is known. `message` is for the author alone; for
+    the log are `table` and `constraint`, where the database names them."""
 
     reason: str
     message: str
     rows: tuple[RowId, ...] = ()
+    table: str | None = field(default=None, compare=False)
+    constraint: str | None = field(default=None, compare=False)
 
 
 class Entry(NamedTuple):

@@ -482,7 +482,12 @@ def _meaning(error: Violation | Busy | FormatError | Refusal) -> Verdict:
     if isinstance(error, FormatError):
         return Refused("invalid", str(error)[:MESSAGE_CHARS_MAX])
     if isinstance(error, Violation):
-        return Refused("constraint", str(error)[:MESSAGE_CHARS_MAX])
+        return Refused(
+            "constraint",
+            str(error)[:MESSAGE_CHARS_MAX],
+            table=error.table,
+            constraint=error.constraint,
+        )
     return Postponed()
 
 

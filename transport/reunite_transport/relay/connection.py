@@ -13,6 +13,7 @@ from reunite.errors import FormatError, ProtocolError, TableError
 from reunite.schema import Table
 from reunite_transport.messages import FRAME_BYTES_GOAL, Hello, Verdict
 from reunite_transport.relay.hub import Member
+from reunite_transport.relay.logs import told, trace
 from reunite_transport.relay.store import Greeting, RowId, StoreError, Violation
 from reunite_transport.relay_session import (
     BarrierRequested,
@@ -60,7 +61,8 @@ class Socket(Protocol):
 class Connection:
     """One client's socket: pumps frames between it and the session, and answers the session."""
 
-    def __init__(self, relay: "Service", socket: Socket) -> None:
+    def __init__(self, relay: "Service", socket: Socket, number: int) -> None:
+        """`number` tells it from the others in the log."""
         self.ended = asyncio.Event()
         self.session = RelaySession(
             asyncio.get_running_loop().time(),
@@ -69,12 +71,21 @@ class Connection:
         )
         self._relay = relay
         self._socket = socket
+        # What the log says of it.
+        self._facts: dict[str, object] = {"connection": number, "replica": None}
         self._member: Member | None = None
         self._to_send = asyncio.Event()
         self._stopped = False
 
     async def run(self) -> None:
         """Serve the connection to its end."""
+        _log.info("connection %(connection)d opened", self._facts, extra=self._facts)
+        try:
+            await self._serve()
+        finally:
+            _log.info("connection %(connection)d closed", self._facts, extra=self._facts)
+
+    async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         # A timer may be early by the clock's grain, and this one runs once.
         hello_timer = loop.call_later(self._relay.limits.hello_seconds + 0.01, self._tick)
@@ -118,8 +129,8 @@ class Connection:
                     return
         except ProtocolError as error:
             session.error(error.code, str(error))
-        except Exception:
-            _log.exception("a connection failed")
+        except Exception as error:
+            _log.error("a connection failed\n%s", trace(error), extra=self._facts)
             session.error("internal", "the relay failed; connect again")
 
     async def _receive(self, frame: bytes) -> None:
@@ -145,8 +156,8 @@ class Connection:
                     await self._to_send.wait()
         except (TimeoutError, ConnectionError):
             self._socket.cut_off()  # too slow, or gone: either way it connects again
-        except Exception:
-            _log.exception("a connection's writer failed")
+        except Exception as error:
+            _log.error("a connection's writer failed\n%s", trace(error), extra=self._facts)
             self._socket.cut_off()
 
     async def _say_goodbye(self) -> None:
@@ -184,7 +195,7 @@ class Connection:
         except FormatError as error:
             self.session.error("malformed", str(error))
         except StoreError as error:
-            _log.warning("a client's question failed: %s", error)
+            _log.warning("a client's question failed: %s", told(error), extra=self._facts)
             self.session.error("internal", "the relay's database does not answer; connect again")
 
     async def _greet(self, hello: Hello) -> None:
@@ -209,8 +220,9 @@ class Connection:
         greeting, registry = await relay.ask(compared)
         if greeting.verdict is Verdict.LOST:
             _log.warning(
-                "replica %x knows commit %s, which is not here: the database was restored",
+                "replica %016x knows commit %s, which is not here: the database was restored",
                 *(hello.replica, hello.seq),
+                extra=self._facts,
             )
         relay.hub.grow(registry)
         self.session.welcome(greeting, realm=store.realm, registry=relay.hub.registry)
@@ -222,6 +234,12 @@ class Connection:
         member = Member(self.session, hello.replica, greeting.term, self._to_send.set)
         if relay.hub.join(member):
             self._member = member
+            self._facts["replica"] = f"{hello.replica:016x}"
+            _log.info(
+                "connection %(connection)d is of replica %(replica)s",
+                self._facts,
+                extra=self._facts,
+            )
 
     async def _describe(self, event: Described) -> None:
         relay = self._relay
@@ -249,6 +267,7 @@ class Connection:
         if not known.issuperset(section.table for section in page.sections):
             relay.hub.grow(await relay.ask(relay.store.registry))
         self.session.page(page)
+        relay.metrics.sent_page(sum(len(section.keys) for section in page.sections))
         relay.hub.catch_up(member)
 
     def _leave(self) -> None:

@@ -37,7 +37,9 @@ from reunite_transport.relay.commit import (
     commit_batch,
 )
 from reunite_transport.relay.hub import Hub, Member
+from reunite_transport.relay.logs import told, trace
 from reunite_transport.relay.store import BACKLOG_MAX, Store, StoreError
+from reunite_transport.relay.tally import UNCOUNTED, Tally
 from reunite_transport.relay_session import PushReady
 
 # Where bigger batches stop being faster; a changeset larger than this is a batch by itself.
@@ -118,6 +120,7 @@ class Flusher:
         delay_seconds_min: float = DELAY_SECONDS_MIN,
         delay_seconds_max: float = DELAY_SECONDS_MAX,
         queued_bytes_max: int = QUEUED_BYTES_MAX,
+        metrics: Tally = UNCOUNTED,
     ) -> None:
         """Prepare to commit to `store` and to publish at `hub`."""
         self.in_flight: bytes | None = None
@@ -132,6 +135,7 @@ class Flusher:
         self._delay_min = delay_seconds_min
         self._delay_max = delay_seconds_max
         self._queued_bytes_max = queued_bytes_max
+        self._metrics = metrics
         # In the order in which they are served: who was served goes to the end.
         self._line_by_member: dict[Member, _Line] = {}
         # How often an error of ours ended an attempt at this (replica, nonce) by itself.
@@ -145,6 +149,11 @@ class Flusher:
         self._changed = asyncio.Event()
         self._shrunk = asyncio.Event()
         self._stopping = False
+
+    @property
+    def queued_changesets(self) -> int:
+        """How many wait for their verdict, those of the batch under way among them."""
+        return sum(len(line.queued) for line in self._line_by_member.values())
 
     def push(self, member: Member, push: PushReady) -> None:
         """Queue a changeset behind this member's others."""
@@ -270,18 +279,23 @@ class Flusher:
         failed: Exception | None = None
         try:
             outcome = await self._commit(self._store, changesets, token, patiently=patiently)
+            self._count(outcome, self.in_flight_since)
             # What was committed to a history that is lost meanwhile is lost with it.
             if self._hub.history == history:
                 self._deliver(batch, outcome)
         except StoreError as error:
             failed = error
-            _log.warning("a batch of %d changesets is tried again: %s", len(changesets), error)
+            self._metrics.failed()
+            _log.warning(
+                "a batch of %d changesets is tried again: %s", len(changesets), told(error)
+            )
             self._try_again(batch)
         except Exception as error:
             failed = error
             # Ours to repair. The batch is tried in parts, and only the client whose changeset
             # fails by itself is sent away.
-            _log.exception("a batch of %d changesets failed", len(changesets))
+            self._metrics.failed()
+            _log.error("a batch of %d changesets failed\n%s", len(changesets), trace(error))
             self._try_again(batch)
             if len(batch) == 1:
                 line, taken = batch[0]
@@ -310,8 +324,29 @@ class Flusher:
             if failed is None:
                 waiter.set_result(None)
             else:
-                said = failed if isinstance(failed, StoreError) else StoreError(str(failed))
+                said = failed if isinstance(failed, StoreError) else StoreError(told(failed))
                 waiter.set_exception(said)
+
+    def _count(self, outcome: Outcome, since: float) -> None:
+        """Count and log what was committed, if anything was."""
+        if outcome.seq is None:
+            return
+        if outcome.folded:
+            self._metrics.folded(outcome.folded)
+        changesets, rows = outcome.verdicts.count(Taken()), len(outcome.rows)
+        seconds = asyncio.get_running_loop().time() - since
+        self._metrics.committed(changesets=changesets, rows=rows, seconds=seconds)
+        facts = {
+            "seq": outcome.seq,
+            "changesets": changesets,
+            "rows": rows,
+            "seconds": round(seconds, 6),
+        }
+        _log.debug(
+            "commit %(seq)d: %(rows)d rows of %(changesets)d changesets in %(seconds).3f s",
+            facts,
+            extra=facts,
+        )
 
     def _blame(self, line: _Line, changeset: Changeset, error: Exception) -> None:
         """End the session of a changeset that fails by itself, or, when that did not help a few
@@ -325,13 +360,37 @@ class Flusher:
                 self._failures.popitem(last=False)
             self._hub.fail(line.member, "the relay failed to commit; connect again")
             return
+        message = (
+            f"the relay failed {failures} times at this changeset ({type(error).__name__}) and"
+            " gives up; whoever runs it finds the cause in its log"
+        )
+        self._reject(line.member, changeset, Refused("invalid", message))
+
+    def _reject(self, member: Member, changeset: Changeset, refused: Refused) -> None:
+        """Tell an author that a changeset is not in, and the log as much as it may know."""
+        self._metrics.rejected(refused.reason)
+        pushed = {section.table for section in changeset.sections}
+        names = [table.name for table in self._hub.registry if table.id in pushed]
+        facts = {
+            "replica": f"{member.replica:016x}",
+            "number": changeset.number,
+            "reason": refused.reason,
+            "table": refused.table or ", ".join(names),
+            "constraint": refused.constraint,
+        }
+        _log.info(
+            "changeset %(number)d of replica %(replica)s is rejected: %(reason)s"
+            " (table %(table)r, constraint %(constraint)r)",
+            facts,
+            extra=facts,
+        )
         self._hub.reject(
-            line.member,
+            member,
             changeset.number,
             changeset.nonce,
-            "invalid",
-            f"the relay failed {failures} times at this changeset ({type(error).__name__}) and"
-            " gives up; whoever runs it finds the cause in its log",
+            refused.reason,
+            refused.message,
+            [(row.table, row.key) for row in refused.rows],
         )
 
     def _deliver(self, batch: list[tuple[_Line, list[_Queued]]], outcome: Outcome) -> None:
@@ -362,6 +421,7 @@ class Flusher:
                         break
                     case Postponed():
                         line.waited += 1
+                        self._metrics.postponed()
                         self._put_off(line)
                         break
                     case Ignored():
@@ -380,14 +440,7 @@ class Flusher:
                 all_rows=outcome.all_rows,
             )
         for member, changeset, refused in refusals:
-            self._hub.reject(
-                member,
-                changeset.number,
-                changeset.nonce,
-                refused.reason,
-                refused.message,
-                [(row.table, row.key) for row in refused.rows],
-            )
+            self._reject(member, changeset, refused)
         for member, unsure in ignored:
             if unsure:
                 self._hub.fail(member, "the outcome of a commit was lost; connect again")

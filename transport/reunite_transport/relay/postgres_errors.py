@@ -1,7 +1,8 @@
 """What an error of Postgres means to a relay: refused rows, try again, or a broken database.
 
-Messages may be shown to the author of the refused rows, so they name the table, the constraint
-and the column, and never hold Postgres's DETAIL, which quotes other rows.
+Messages of a Violation may be shown to the author of the refused rows, so they name the table, the
+constraint and the column, and never hold Postgres's DETAIL, which quotes other rows. All others are
+logged, so they hold no words of a function of the app, which may quote anything.
 """
 
 from collections.abc import Iterator
@@ -54,16 +55,23 @@ def _meaning(error: asyncpg.PostgresError, table: str | None) -> StoreError:
     state = error.sqlstate or ""
     # One that the driver raised has no message; its text quotes the parameters.
     said = error.message or type(error).__name__
-    if state in _BUSY:
-        return Busy(f"{_of(error.table_name or table)}{said}")
     # A trigger of the app may fail with any code; its context names the function.
-    raised_by_function = "PL/" in (error.context or "") and state[:2] not in _DATABASE_CLASSES
+    in_function = "PL/" in (error.context or "")
+    # It may give the names as it likes, too.
+    named = table if in_function else error.table_name or table
+    unsaid = "raised by a function in the database; Postgres's log says why"
+    if state in _BUSY:
+        return Busy(f"{_of(named)}{unsaid if in_function else said}")
+    raised_by_function = in_function and state[:2] not in _DATABASE_CLASSES
     if state[:2] in _VIOLATION_CLASSES or state in _VIOLATIONS or raised_by_function:
-        named = _of(error.table_name or table)
         if error.constraint_name and error.constraint_name not in said:
             said += f" (constraint {error.constraint_name!r})"
-        return Violation(f"{named}{said}"[:MESSAGE_CHARS_MAX])
-    return StoreError(f"Postgres refused with {state}: {said}")
+        return Violation(
+            f"{_of(error.table_name or table)}{said}"[:MESSAGE_CHARS_MAX],
+            table=named,
+            constraint=None if in_function else error.constraint_name,
+        )
+    return StoreError(f"Postgres refused with {state}: {unsaid if in_function else said}")
 
 
 def _of(table: str | None) -> str:

@@ -223,7 +223,9 @@ async def _run(
         unfit = _unfit_column(shape, rows, places)
         if unfit is None:
             raise
-        raise Violation(f"{error} (column {unfit!r})") from error
+        raise Violation(
+            f"{error} (column {unfit!r})", table=error.table, constraint=error.constraint
+        ) from error
 
 
 def _cell_texts(

@@ -1,10 +1,12 @@
 """The relay as a server: its WebSockets. Owns the listening socket and what HTTP asks.
 
-`serve` starts it, `Relay.close` ends it. Until clients sign in, a relay listens on this machine
-only, and what a web page could reach it with is refused: see `_check_origin`.
+`serve` starts it, `Relay.close` ends it. For those who run it, `/health` says whether it may be
+used and `/metrics` what it does. Until clients sign in, a relay listens on this machine only, and
+what a web page could reach it with is refused: see `_check_origin`.
 """
 
 import ipaddress
+import logging
 from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -12,8 +14,11 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from reunite.errors import ProtocolError, UsageError
 from reunite_transport.messages import FRAME_BYTES_MAX, SUBPROTOCOL
 from reunite_transport.relay.connection import CLOSE_SECONDS_MAX
+from reunite_transport.relay.metrics import CONTENT_TYPE, Metrics
 from reunite_transport.relay.service import Limits, Service, open_service
 from reunite_transport.relay.store import Store
+
+_log = logging.getLogger(__name__)
 
 
 async def serve(
@@ -42,11 +47,17 @@ async def serve(
             " nor encrypt; listen on 127.0.0.1 behind a proxy that does both, or pass --insecure"
             " in a network that you trust"
         )
-    relay = Relay(
-        await open_service(
-            store, create_tables=create_tables, refill=refill, history=history, limits=limits
-        )
+    metrics = Metrics()
+    service = await open_service(
+        store,
+        create_tables=create_tables,
+        refill=refill,
+        history=history,
+        limits=limits,
+        metrics=metrics,
     )
+    metrics.watch(service)
+    relay = Relay(service, metrics)
     try:
         await relay._start(host, port)
     except BaseException:
@@ -61,9 +72,10 @@ class Relay:
     host: str
     port: int
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, metrics: Metrics) -> None:
         """`serve` makes it listen."""
         self.service = service
+        self._metrics = metrics
         self._preparing = 0
         self._closing = False
 
@@ -81,15 +93,18 @@ class Relay:
         if self._closing:
             return
         self._closing = True
+        _log.info("stopping: the batch under way is finished first")
         await self._site.stop()
         await self.service.close()
         await self._runner.cleanup()
+        _log.info("stopped")
 
     async def _start(self, host: str, port: int) -> None:
         app = web.Application()
         app.router.add_get("/", self._connect)
         app.router.add_get("/sync", self._connect)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._show_metrics)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS_MAX)
         await self._runner.setup()
         self._site = web.TCPSite(self._runner, host, port)
@@ -103,18 +118,26 @@ class Relay:
         self.host = host
         self.port = self._runner.addresses[0][1]
         self._local_only = _is_loopback(host)
+        _log.info("listening at %s", self.url, extra={"url": self.url})
 
     async def _health(self, request: web.Request) -> web.Response:
         """For load balancers: 200 while the database answers and commits, else 503."""
-        trouble = self.service.trouble()
+        service = self.service
+        trouble = service.trouble()
         return web.json_response(
             {
                 "status": trouble or "ok",
-                "head": self.service.hub.head,
-                "connections": len(self.service.connections),
+                "head": service.hub.head,
+                "connections": len(service.connections),
+                "queue": service.flusher.queued_changesets,
+                "captured_lag_seconds": service.captured_lag_seconds,
             },
             status=503 if trouble else 200,
         )
+
+    async def _show_metrics(self, request: web.Request) -> web.Response:
+        """For Prometheus."""
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _connect(self, request: web.Request) -> web.StreamResponse:
         """Turn a request into a connection and serve it to its end."""

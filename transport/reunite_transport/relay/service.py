@@ -23,7 +23,9 @@ from reunite_transport.relay.flusher import (
     random_token,
 )
 from reunite_transport.relay.hub import Hub
+from reunite_transport.relay.logs import told
 from reunite_transport.relay.store import Look, Store, StoreError, Violation, WentBack
+from reunite_transport.relay.tally import UNCOUNTED, Tally
 from reunite_transport.relay_session import HELLO_SECONDS_MAX
 
 _log = logging.getLogger(__name__)
@@ -64,18 +66,26 @@ async def open_service(
     history: bool = True,
     limits: Limits | None = None,
     new_token: Callable[[], bytes] = random_token,
+    metrics: Tally = UNCOUNTED,
 ) -> "Service":
     """Begin to serve the realm in `store`, which stays the caller's, who closes it after the
     service. `create_tables` lets clients add tables and columns to the realm; `refill` takes
     what clients offer again when the database was restored from a backup; with `history` values
     that merges overwrite are kept, and told to clients; `new_token` makes the name of a commit,
-    TOKEN_BYTES bytes of chance. Raises StoreError when the database does not answer."""
+    TOKEN_BYTES bytes of chance; `metrics` counts what is done. Raises StoreError when the database
+    does not answer."""
     head, _ = await store.head()
     hub = Hub(head=head, registry=await store.registry())
     commit = partial(commit_batch, refill=refill, history=history)
-    flusher = Flusher(store, hub, new_token=new_token, commit=commit)
+    flusher = Flusher(store, hub, new_token=new_token, commit=commit, metrics=metrics)
     service = Service(
-        store, hub, flusher, create_tables=create_tables, history=history, limits=limits or Limits()
+        store,
+        hub,
+        flusher,
+        create_tables=create_tables,
+        history=history,
+        limits=limits or Limits(),
+        metrics=metrics,
     )
     service.start()
     return service
@@ -93,6 +103,7 @@ class Service:
         create_tables: bool,
         history: bool,
         limits: Limits,
+        metrics: Tally = UNCOUNTED,
     ) -> None:
         """Put the parts together; `start` starts them."""
         self.store = store
@@ -101,12 +112,17 @@ class Service:
         self.create_tables = create_tables
         self.history = history
         self.limits = limits
+        self.metrics = metrics
+        self.answers = True
+        """False while the database does not answer."""
+        self.captured_rows = 0
+        """How much of what backends wrote waits to become part of a commit, up to BACKLOG_MAX."""
+        self.captured_lag_seconds = 0.0
+        """How long the oldest of them has waited."""
         # In the order in which they came: a set's order would be another in each run.
         self.connections: dict[Connection, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._answers = True
-        self.seen: Look | None = None
-        """What the store said last."""
+        self._attended = 0
 
     def start(self) -> None:
         """Start the tasks that serve all."""
@@ -140,7 +156,8 @@ class Service:
 
     async def attend(self, socket: Socket) -> None:
         """Serve one connection to its end."""
-        connection = Connection(self, socket)
+        self._attended += 1
+        connection = Connection(self, socket, self._attended)
         self.connections[connection] = None
         try:
             await connection.run()
@@ -150,7 +167,7 @@ class Service:
 
     def trouble(self) -> str | None:
         """What a load balancer should know; None while the database answers and commits."""
-        if not self._answers:
+        if not self.answers:
             return "the database does not answer"
         since = self.flusher.in_flight_since
         now = asyncio.get_running_loop().time()
@@ -182,7 +199,7 @@ class Service:
             self.hub.grow(await self._answer(self.store.registry))
         if look.waiting:
             self.flusher.fold_soon(look.waiting)
-        self.seen = look
+        self.captured_rows, self.captured_lag_seconds = look.waiting, look.lag_seconds
         return look
 
     async def reach(self) -> int:
@@ -230,9 +247,10 @@ class Service:
                 async with asyncio.timeout(self.limits.store_seconds):
                     await self.look()
             except Exception as error:
-                if self._answers:
-                    said = str(error) or "no answer in time"
-                    _log.warning("the database does not answer: %s", said)
-                self._answers = False
+                if self.answers:
+                    _log.warning("the database does not answer: %s", told(error))
+                self.answers = False
             else:
-                self._answers = True
+                if not self.answers:
+                    _log.info("the database answers again")
+                self.answers = True

@@ -33,7 +33,7 @@ def translated(table: str | None = None) -> Iterator[None]:
         yield
     except sqlite3.IntegrityError as error:
         named = f"table {table!r}: " if table else ""
-        raise Violation(f"{named}{error}"[:MESSAGE_CHARS_MAX]) from error
+        raise Violation(f"{named}{error}"[:MESSAGE_CHARS_MAX], table=table) from error
     except sqlite3.Error as error:
         # An error of Python's module, as on a closed connection, has no code.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PLAIN_CODE

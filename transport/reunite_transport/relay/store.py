@@ -114,7 +114,15 @@ class StoreError(ReuniteError):
 
 class Violation(StoreError):
     """A constraint, type or size rule of the database refuses these rows; `message` may be shown
-    to the author of the change."""
+    to the author of the change, and to nobody else: it may quote a value. `table` and `constraint`
+    are names, where the database says them."""
+
+    def __init__(
+        self, message: str, *, table: str | None = None, constraint: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.table = table
+        self.constraint = constraint
 
 
 class Busy(StoreError):
