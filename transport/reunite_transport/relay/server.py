@@ -1,8 +1,9 @@
 """The relay as a server: its WebSockets. Owns the listening socket and what HTTP asks.
 
 `serve` starts it, `Relay.close` ends it. For those who run it, `/health` says whether it may be
-used and `/metrics` what it does. Until clients sign in, a relay listens on this machine only, and
-what a web page could reach it with is refused: see `_check_origin`.
+used and `/metrics` what it does; both answer until the last client has its goodbye. Until clients
+sign in, a relay listens on this machine only, and what a web page could reach it with is refused:
+see `_check_origin`.
 """
 
 import ipaddress
@@ -86,16 +87,17 @@ class Relay:
         return f"ws://{host}:{self.port}/sync"
 
     async def close(self) -> None:
-        """Stop: accept nobody, finish the batch under way, say goodbye, let go of the sockets.
+        """Stop: take no more clients, finish the batch under way, say goodbye, stop listening.
 
-        Harmless when repeated.
+        Load balancers are told `draining` from the start to the end of this. Harmless when
+        repeated.
         """
         if self._closing:
             return
         self._closing = True
         _log.info("stopping: the batch under way is finished first")
-        await self._site.stop()
         await self.service.close()
+        await self._site.stop()
         await self._runner.cleanup()
         _log.info("stopped")
 
@@ -121,9 +123,10 @@ class Relay:
         _log.info("listening at %s", self.url, extra={"url": self.url})
 
     async def _health(self, request: web.Request) -> web.Response:
-        """For load balancers: 200 while the database answers and commits, else 503."""
+        """For load balancers: 200 while clients are welcome and the database answers and commits,
+        else 503."""
         service = self.service
-        trouble = service.trouble()
+        trouble = "draining" if self._closing else service.trouble()
         return web.json_response(
             {
                 "status": trouble or "ok",
@@ -167,7 +170,10 @@ class Relay:
             return web.Response()  # to nobody: the client went away meanwhile
         finally:
             self._preparing -= 1
-        await self.service.attend(_WebSocket(request, socket))
+        if self._closing:
+            await socket.close(code=WSCloseCode.GOING_AWAY)
+        else:
+            await self.service.attend(_WebSocket(request, socket))
         return socket
 
     def _check_origin(self, request: web.Request) -> None:

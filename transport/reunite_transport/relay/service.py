@@ -139,9 +139,12 @@ class Service:
         self.flusher.stop()
         flushing, watching = self._tasks
         watching.cancel()
-        await asyncio.wait([flushing], timeout=self.limits.drain_seconds)
-        flushing.cancel()
-        await asyncio.wait(self._tasks)
+        try:
+            await asyncio.wait([flushing], timeout=self.limits.drain_seconds)
+        finally:
+            # Also for who is in a hurry: the store is not closed before its commit has ended.
+            flushing.cancel()
+            await asyncio.wait(self._tasks)
         for connection in list(self.connections):
             connection.stop()
         handlers = [connection.ended.wait() for connection in self.connections]
