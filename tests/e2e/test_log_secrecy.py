@@ -79,11 +79,13 @@ def test_what_is_taken_rejected_and_failing_is_not_quoted_in_the_log(
             # What commits takes a poisoned one by an error of ours, whose words quote it.
             commit = relay.service.flusher._commit
 
-            async def poisoned(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
+            async def poisoned(
+                store: Store, batch: Sequence[Changeset], token: bytes, *, patiently: bool
+            ) -> Outcome:
                 pushed = b"".join(d for c in batch for s in c.sections for d in s.documents)
                 if b"poison" in pushed:
                     raise ValueError(f"cannot take {pushed!r}")
-                return await commit(store, batch, token)
+                return await commit(store, batch, token, patiently=patiently)
 
             relay.service.flusher._commit = poisoned
             async with (
