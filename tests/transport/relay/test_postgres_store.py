@@ -282,7 +282,7 @@ MIXED = table(
 @pytest.mark.parametrize(
     ("column_id", "given", "made"),
     [
-        pytest.param(2, 1.005, "1.01", id="rounded"),
+        pytest.param(2, 1.005, 1.01, id="rounded"),
         pytest.param(2, "1.10", None, id="numeric text"),
         pytest.param(2, 12345678, None, id="integer in numeric"),
         pytest.param(3, 1, None, id="boolean"),

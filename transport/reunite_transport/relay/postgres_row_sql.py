@@ -2,24 +2,31 @@
 
 `given` is the rows as they came: `v0`, `v1`, ... are the key's and then the cells' values, cast;
 `place` is the row's number in the arrays, from 1. Casts are without bounds, so that a value which
-the column rounded differs from the one given.
+the column rounded differs from the one given. Columns of types that a relay does not make have
+expressions of their own (see `postgres_columns`).
 
 `insert` and `update` answer with one record of counts, and after it one for each row in which
 Postgres made a value different: `d0`, `d1`, ... hold [the value's text] where it did.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from reunite.columns import Columns
 from reunite.schema import Column, Table, quoted, through_affinity
+from reunite_transport.relay.postgres_columns import ColumnSql
 from reunite_transport.relay.postgres_schema import cast_type
+
+_ORDINARY: Final[Mapping[str, ColumnSql]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What writing a table needs of its description. `numeric_keys` name key columns of text that
-    SQLite keeps numbers in where they look so."""
+    SQLite keeps numbers in where they look so; `special` holds the SQL of columns, by name, that
+    are not of the type their logical type is cast to."""
 
     table: Table
     name: str
@@ -27,9 +34,10 @@ class Shape:
     numeric_keys: frozenset[str]
     cells: tuple[Column, ...]
     columns: Columns
+    special: Mapping[str, ColumnSql]
 
 
-def shape_of(schema: str, table: Table) -> Shape:
+def shape_of(schema: str, table: Table, special: Mapping[str, ColumnSql] = _ORDINARY) -> Shape:
     """Work a table's shape out, once for each version of the registry."""
     return Shape(
         table=table,
@@ -38,6 +46,7 @@ def shape_of(schema: str, table: Table) -> Shape:
         numeric_keys=numeric_keys(table),
         cells=table.cells,
         columns=Columns(table.cells),
+        special=special,
     )
 
 
@@ -57,7 +66,7 @@ def update_sql(shape: Shape, changed: Sequence[int], compared: Sequence[int]) ->
     sets = ", ".join(
         f"{quoted(shape.cells[place].name)} = {value_by_place[place]}" for place in changed
     )
-    given = _given([*shape.keys, *(shape.cells[place] for place in compared)], 1)
+    given = _given(shape, [*shape.keys, *(shape.cells[place] for place in compared)], 1)
     return (
         f"WITH {given}, compared AS (UPDATE {shape.name} AS t SET {sets} FROM given"
         f" WHERE {_matches('t', shape.keys)}"
@@ -76,11 +85,15 @@ def insert_sql(shape: Shape) -> str:
     conflict = ", ".join(quoted(column.name) for column in shape.keys)
     # Most types read one value from several texts. A key must be the one that Postgres writes, or
     # two documents would name one row.
-    misspelt = " OR ".join(f"v{at}::text <> t{at}" for at in range(len(shape.keys)))
+    misspelt = " OR ".join(
+        f"{_text(shape, column, f'v{at}')} <> t{at}" for at, column in enumerate(shape.keys)
+    )
+    overriding = " OVERRIDING SYSTEM VALUE" if _generates(shape, columns) else ""
     places = range(len(shape.cells))
     return (
-        f"WITH {_given(columns, 1)}, written AS (INSERT INTO {shape.name} ({names})"
-        f" SELECT {values} FROM given ON CONFLICT ({conflict}) DO NOTHING RETURNING {names}),"
+        f"WITH {_given(shape, columns, 1)}, written AS (INSERT INTO {shape.name} ({names})"
+        f"{overriding} SELECT {values} FROM given ON CONFLICT ({conflict}) DO NOTHING"
+        f" RETURNING {names}),"
         f" compared AS (SELECT given.place{_differences('w', shape, places)}"
         f" FROM written AS w JOIN given ON {_matches('w', shape.keys)})"
         " SELECT (SELECT count(*) FROM written) AS written, count(*) AS matched,"
@@ -92,7 +105,7 @@ def insert_sql(shape: Shape) -> str:
 def delete_sql(shape: Shape) -> str:
     """Delete rows by key."""
     return (
-        f"WITH {_given(shape.keys, 1)} DELETE FROM {shape.name} AS t USING given"
+        f"WITH {_given(shape, shape.keys, 1)} DELETE FROM {shape.name} AS t USING given"
         f" WHERE {_matches('t', shape.keys)}"
     )
 
@@ -100,7 +113,7 @@ def delete_sql(shape: Shape) -> str:
 def lock_sql(shape: Shape) -> str:
     """Lock rows against children that refer to them."""
     return (
-        f"WITH {_given(shape.keys, 1)} SELECT FROM {shape.name} AS t JOIN given"
+        f"WITH {_given(shape, shape.keys, 1)} SELECT FROM {shape.name} AS t JOIN given"
         f" ON {_matches('t', shape.keys)} FOR UPDATE OF t"
     )
 
@@ -122,27 +135,47 @@ def referring_sql(parent: Shape, child: Shape, sides: Sequence[tuple[str, str]])
     among the rows to delete, whose keys are the parameters after the parent's. `sides` pairs the
     child's columns with the parent's."""
     refers = " AND ".join(f"c.{quoted(own)} = t.{quoted(theirs)}" for own, theirs in sides)
-    going = _given(child.keys, 1 + len(parent.keys), name="going")
+    going = _given(child, child.keys, 1 + len(parent.keys), name="going")
     return (
-        f"WITH {_given(parent.keys, 1)}, {going} SELECT EXISTS ("
+        f"WITH {_given(parent, parent.keys, 1)}, {going} SELECT EXISTS ("
         f"SELECT FROM given JOIN {parent.name} AS t ON {_matches('t', parent.keys)}"
         f" JOIN {child.name} AS c ON {refers}"
         f" WHERE NOT EXISTS (SELECT FROM going WHERE {_matches('c', child.keys, 'going')}))"
     )
 
 
-def _given(columns: Sequence[Column], first: int, *, name: str = "given") -> str:
+def _generates(shape: Shape, columns: Iterable[Column]) -> bool:
+    special = (shape.special.get(column.name) for column in columns)
+    return any(sql is not None and sql.generates for sql in special)
+
+
+def _given(shape: Shape, columns: Sequence[Column], first: int, *, name: str = "given") -> str:
     arrays = ", ".join(f"${first + at}::text[]" for at in range(len(columns)))
     texts = ", ".join(f"t{at}" for at in range(len(columns)))
     casts = "".join(
-        f", CAST(raw.t{at} AS {cast_type(column.type)}) AS v{at}"
-        + (f", raw.t{at}" if column.key else "")
+        f", {_value(shape, column, f'raw.t{at}')} AS v{at}"
+        + (f", raw.t{at}" if column.key or _compares_text(shape, column) else "")
         for at, column in enumerate(columns)
     )
     return (
         f"{name} AS (SELECT raw.place{casts}"
         f" FROM unnest({arrays}) WITH ORDINALITY AS raw ({texts}, place))"
     )
+
+
+def _value(shape: Shape, column: Column, text: str) -> str:
+    special = shape.special.get(column.name)
+    return special.value(text) if special else f"CAST({text} AS {cast_type(column.type)})"
+
+
+def _text(shape: Shape, column: Column, value: str) -> str:
+    special = shape.special.get(column.name)
+    return special.text(value) if special else f"{value}::text"
+
+
+def _compares_text(shape: Shape, column: Column) -> bool:
+    special = shape.special.get(column.name)
+    return special is not None and special.compares_text
 
 
 def _matches(alias: str, keys: Sequence[Column], name: str = "given") -> str:
@@ -152,12 +185,19 @@ def _matches(alias: str, keys: Sequence[Column], name: str = "given") -> str:
 
 
 def _differences(alias: str, shape: Shape, compared: Sequence[int]) -> str:
-    columns = [f"{alias}.{quoted(shape.cells[place].name)}" for place in compared]
-    return "".join(
-        f", CASE WHEN {column} IS DISTINCT FROM given.v{at} THEN ARRAY[{column}::text] END"
-        f" AS d{at - len(shape.keys)}"
-        for at, column in enumerate(columns, len(shape.keys))
-    )
+    cases = []
+    for place, index in enumerate(compared):
+        at = place + len(shape.keys)
+        cell = shape.cells[index]
+        column, value = f"{alias}.{quoted(cell.name)}", f"given.v{at}"
+        special = shape.special.get(cell.name)
+        if special is None:
+            differs = f"{column} IS DISTINCT FROM {value}"
+        else:
+            differs = special.differs(column, value, f"given.t{at}")
+        read = _text(shape, cell, column)
+        cases.append(f", CASE WHEN {differs} THEN ARRAY[{read}] END AS d{place}")
+    return "".join(cases)
 
 
 def _reported(compared: Sequence[int], source: str) -> str:

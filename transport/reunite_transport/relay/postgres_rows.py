@@ -14,6 +14,7 @@ from reunite.cells.register import Value
 from reunite.schema import Column, Table, ascii_lower
 from reunite.types import fitting_type
 from reunite_transport.relay.postgres_bookkeeping import Connection
+from reunite_transport.relay.postgres_columns import ColumnSql, value_of
 from reunite_transport.relay.postgres_errors import translated
 from reunite_transport.relay.postgres_keys import key_texts
 from reunite_transport.relay.postgres_row_sql import (
@@ -26,11 +27,7 @@ from reunite_transport.relay.postgres_row_sql import (
     shape_of,
     update_sql,
 )
-from reunite_transport.relay.postgres_schema import (
-    enforceable_keys,
-    register_value,
-    text_function,
-)
+from reunite_transport.relay.postgres_schema import enforceable_keys, text_function
 from reunite_transport.relay.store import Busy, RowChange, RowId, Violation
 
 _CHANGING_ACTIONS: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
@@ -55,11 +52,20 @@ _UpdateKey: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...]]
 class RowWriter:
     """Writes to the tables of one version of the registry."""
 
-    def __init__(self, schema: str, tables: Sequence[Table]) -> None:
-        """`tables` stand parents first."""
+    def __init__(
+        self,
+        schema: str,
+        tables: Sequence[Table],
+        real_types: Mapping[int, Mapping[str, ColumnSql]] | None = None,
+    ) -> None:
+        """`tables` stand parents first. `real_types` holds the SQL of columns of other types than
+        a relay makes, by table id and column name."""
         self.tables = tuple(tables)
         self._schema = schema
-        self._shapes = {table.id: shape_of(schema, table) for table in tables}
+        special = real_types or {}
+        self._shapes = {
+            table.id: shape_of(schema, table, special.get(table.id, {})) for table in tables
+        }
         self._inserts = {table: insert_sql(shape) for table, shape in self._shapes.items()}
         self._deletes = {table: delete_sql(shape) for table, shape in self._shapes.items()}
         self._updates: dict[_UpdateKey, str] = {}
@@ -126,7 +132,7 @@ class RowWriter:
             found = await _run(connection, sql, shape, group, compared)
             if found[0]["written"] != len(group):
                 raise Busy(f"table {shape.table.name!r}: a row to update is not there")
-            _note(found, group, [shape.cells[place] for place in compared], made)
+            _note(found, shape, group, [shape.cells[place] for place in compared], made)
 
     async def _delete(self, connection: Connection, shape: Shape, deletes: _RowsByTable) -> None:
         rows = deletes[shape.table.id]
@@ -157,7 +163,7 @@ class RowWriter:
             raise Busy(f"table {name!r}: a row to insert is already there")
         if counts["matched"] != len(rows):
             raise Violation(f"table {name!r}: a trigger changes the primary key")
-        _note(found, rows, shape.cells, made)
+        _note(found, shape, rows, shape.cells, made)
 
     def _update_statement(
         self, shape: Shape, changed: tuple[int, ...], compared: tuple[int, ...]
@@ -244,7 +250,11 @@ def _cell_texts(
 
 
 def _note(
-    found: Sequence[Record], rows: Sequence[RowChange], columns: Sequence[Column], made: _Made
+    found: Sequence[Record],
+    shape: Shape,
+    rows: Sequence[RowChange],
+    columns: Sequence[Column],
+    made: _Made,
 ) -> None:
     """Collect what Postgres made different; the first record holds the counts."""
     for record in found[1:]:
@@ -252,7 +262,8 @@ def _note(
         for at, column in enumerate(columns):
             difference = record[f"d{at}"]
             if difference is not None:
-                values[column.id] = register_value(difference[0], column.type)
+                special = shape.special.get(column.name)
+                values[column.id] = value_of(difference[0], column, special)
 
 
 def _unfit_column(shape: Shape, rows: Sequence[RowChange], places: Sequence[int]) -> str | None:
