@@ -7,7 +7,13 @@ import pytest
 
 from reunite.cells.register import Value
 from reunite.schema import Column, Table
-from reunite_transport.relay.postgres_columns import ColumnSql, read_column_sql, value_of
+from reunite_transport.relay.postgres_catalog import RealColumn, RealType
+from reunite_transport.relay.postgres_columns import (
+    ColumnSql,
+    column_sql,
+    read_column_sql,
+    value_of,
+)
 from reunite_transport.relay.postgres_row_sql import Shape, insert_sql, shape_of, update_sql
 from reunite_transport.relay.postgres_schema import create_statements
 from reunite_transport.relay.postgres_store import open_postgres
@@ -27,6 +33,7 @@ TYPES = [
     'CREATE SCHEMA "other {types}"',
     """CREATE TYPE "other {types}"."Mood" AS ENUM ('sad', 'ok', 'it''s "ok"')""",
     'CREATE TYPE "other {types}".pair AS (n integer, said text)',
+    'CREATE TYPE "other {types}".cost AS (much numeric(6,2))',
     "CREATE DOMAIN \"other {types}\".code AS varchar(4) CHECK (VALUE <> 'none')",
     "CREATE DOMAIN \"other {types}\".codes AS integer[] NOT NULL DEFAULT '{}'",
     'CREATE DOMAIN "other {types}".short_code AS "other {types}".code',
@@ -170,6 +177,7 @@ def test_every_type_gives_back_what_a_document_held(postgres_url: str) -> None:
         ("timestamp(0)", "2024-02-29 12:00:00.7", "2024-02-29 12:00:01"),
         ("interval(0)", "00:00:01.7", "00:00:02"),
         ("numeric(5,2)[]", "[1.239]", "[1.24]"),
+        ('"other {types}".cost', "(1.239)", "(1.24)"),
         ("integer[]", '"{1,2}"', "[1,2]"),
         ("integer[]", "null", None),
         ('"other {types}".money[]', "[1.239]", "[1.24]"),
@@ -371,6 +379,37 @@ def test_a_table_that_a_relay_made_has_no_special_column(postgres_url: str) -> N
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("name", ["citext", "varchar"])
+def test_a_text_that_folds_letters_is_compared_letter_by_letter(name: str) -> None:
+    # Neither is in every build of Postgres: citext is an extension, such collations need ICU.
+    real = RealColumn(
+        "t",
+        "v",
+        RealType(
+            name=name,
+            qualified=f"public.{name}",
+            said=name,
+            modifier=-1,
+            builtin=name == "varchar",
+            array=False,
+            enum=False,
+            composite=False,
+            merging=None,
+            folds=True,
+        ),
+        notnull=False,
+        generated=False,
+        identity="",
+        default=None,
+    )
+    sql = column_sql(Column("v", 2, "TEXT", "text"), real)
+    assert sql is not None
+    assert sql.value("raw.t1") == "CAST(raw.t1 AS pg_catalog.text)"
+    assert sql.differs("t.v", "given.v1", "given.t1") == (
+        't.v::text COLLATE "C" IS DISTINCT FROM given.v1::text'
+    )
+
+
 def _statements(shape: Shape) -> tuple[str, str]:
     return insert_sql(shape), update_sql(shape, [0], [0, 1])
 
@@ -432,6 +471,11 @@ def test_a_text_of_postgres_is_what_a_document_holds(
 ) -> None:
     read = value_of(text, Column("c", 1, "", logical))
     assert (read, type(read)) == (value, type(value))
+
+
+def test_a_text_that_was_padded_is_read_without_it() -> None:
+    padded = Column("c", 1, "CHAR(5)", "text")
+    assert value_of(" ab  ", padded, ColumnSql("pg_catalog.text", "text", padded=True)) == " ab"
 
 
 def test_a_bytea_that_is_not_in_hex_is_no_value() -> None:

@@ -38,7 +38,8 @@ class Relation:
 class RealType:
     """A column's type without its domains. `name` is the base type's own, `qualified` that with its
     schema, for SQL; `said` is the declared type in words; `modifier` is the catalog's typmod with
-    the domains' bounds; `merging` is the logical type of the domain that merges, if it is of one.
+    the domains' bounds; `merging` is the logical type of the domain that merges, if it is of one;
+    `folds` says that it takes different texts for equal.
     """
 
     name: str
@@ -48,6 +49,7 @@ class RealType:
     builtin: bool
     array: bool
     enum: bool
+    composite: bool
     merging: str | None
     folds: bool
 
@@ -152,6 +154,7 @@ SELECT o.relname::text AS table, o.attname::text AS column, b.typname::text AS t
     pg_catalog.format_type(o.atttypid, o.atttypmod) AS said,
     greatest(o.atttypmod, r.modifier) AS modifier,
     bn.nspname = 'pg_catalog' AS builtin, b.typcategory = 'A' AS array, b.typtype = 'e' AS enum,
+    b.typtype = 'c' AS composite,
     r.merging, NOT coalesce(l.collisdeterministic, true) AS folds,
     o.attnotnull OR r.required AS required, o.attgenerated <> '' AS generated,
     o.attidentity::text AS identity,
@@ -262,6 +265,7 @@ async def read_columns(reader: Reader, schema: str, tables: Iterable[str]) -> li
                 builtin=row["builtin"],
                 array=row["array"],
                 enum=row["enum"],
+                composite=row["composite"],
                 merging=_MERGING_BY_DOMAIN.get(row["merging"]),
                 folds=row["folds"] or row["type"] == "citext",
             ),

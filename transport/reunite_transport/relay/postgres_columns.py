@@ -10,8 +10,8 @@ to, and then has a `ColumnSql`. Nothing here decides what a column's logical typ
 | arrays | the elements of a JSON array | as JSON it is not what was given |
 | char(n) | taken as text, in a key cast to it | its text without padding is another |
 | citext, name, "char", varchar that folds | taken as text | its text is another |
-| bit(n) | cast to bit varying | its text is another |
-| json, enums, inet, interval, composites, ... | cast to the type | its text is another |
+| composites | cast to the type | its text is not what was given |
+| json, enums, inet, interval, bit(n), ... | cast to the type | its text is another |
 
 Casts are without bounds, so that what the column cuts or rounds is seen to differ. What does not
 fit a varchar(n), char(n) or bit(n) is refused by Postgres when it is assigned.
@@ -56,10 +56,9 @@ _CAST_TO: Final[Mapping[str, str]] = {
     "name": _TEXT,
     "char": _TEXT,
     "citext": _TEXT,
-    "bit": "pg_catalog.varbit",
 }
 
-_Form: TypeAlias = Literal["typed", "text", "output", "real", "array"]
+_Form: TypeAlias = Literal["typed", "text", "output", "real", "array", "composite"]
 # Its cast to text says more than it is written as: 10.0.0.1/32.
 _UNLIKE_CAST: Final = frozenset({"inet"})
 
@@ -78,7 +77,7 @@ class ColumnSql:
     @property
     def compares_text(self) -> bool:
         """True when `differs` needs the text as it was given."""
-        return self.form == "array"
+        return self.form in ("array", "composite")
 
     def value(self, text: str) -> str:
         """The value that the text expression writes, of no bounds."""
@@ -100,6 +99,9 @@ class ColumnSql:
         the type's own: some have none, and box's compares areas."""
         if self.form == "array":
             return f"to_jsonb({column}) IS DISTINCT FROM {text}::jsonb"
+        if self.form == "composite":
+            # Its fields may have bounds, which a cast keeps to.
+            return f'{column}::text COLLATE "C" IS DISTINCT FROM {text}'
         if self.form in ("text", "output"):
             return f'{self.text(column)} COLLATE "C" IS DISTINCT FROM {self.text(value)}'
         if self.form == "real":
@@ -133,6 +135,8 @@ def column_sql(column: Column, real: RealColumn) -> ColumnSql | None:
         return ColumnSql(real.type.qualified, "array")
     if kind == "float4" and real.type.builtin:
         return ColumnSql(cast_type("real"), "real")
+    if real.type.composite:
+        return ColumnSql(real.type.qualified, "composite")
     padded = kind == "bpchar" and real.type.builtin
     # A key is looked for by its index, which is one of char(n).
     cast = real.type.qualified if padded and column.key else _cast_to(real.type)
