@@ -424,7 +424,7 @@ def test_what_postgres_rounds_is_the_relays_edit_and_stated_to_its_author(
         assert stated.author is None
         document = decode(stated.document)
         found, value = document.cells[16]
-        assert value == "1.01"
+        assert value == 1.01
         assert replica_of(found) == r.store.replica
         assert time_of(found) == time_of(made) + 1
         assert (document.edited, document.cells[24]) == (made, (made, "x"))
