@@ -121,7 +121,7 @@ def lock_sql(shape: Shape) -> str:
 def hold_sql(shape: Shape, *, patiently: bool) -> str:
     """Lock rows against writers, as far as they can be had at once, or `patiently` all that are
     there. Answers with the places of rows that are there and were not had."""
-    given, join = _given(shape.keys, 1), f"{shape.name} AS t ON {_matches('t', shape.keys)}"
+    given, join = _given(shape, shape.keys, 1), f"{shape.name} AS t ON {_matches('t', shape.keys)}"
     how = "" if patiently else " SKIP LOCKED"
     return (
         f"WITH {given}, held AS MATERIALIZED (SELECT given.place FROM given JOIN {join}"
