@@ -46,7 +46,10 @@ EDGES = {
     ],
     "rich": [SIMULATE, *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "demo", "watch"))],
     "sqlalchemy": ["engine/reunite/sqlalchemy_types.py", f"{RELAY}/postgres_schema.py"],
-    "typer": [SIMULATE, *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "watch"))],
+    "typer": [
+        SIMULATE,
+        *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "relay_commands", "watch")),
+    ],
 }
 
 # Time, chance and sockets are passed into the engine; these modules pass them.

@@ -31,6 +31,7 @@ class TableError(ReuniteError):
     def __init__(self, table: str, message: str) -> None:
         super().__init__(f"table {table!r}: {message}")
         self.table = table
+        self.reason = message
 
 
 class FileError(ReuniteError):

@@ -1,4 +1,4 @@
-"""The command line: `reunite relay | track | sync | status | verify | demo`.
+"""The command line: `reunite relay | track | sync | status | verify | demo | untrack`.
 
 Owns arguments, output and exit codes: 0 it is so, 1 it is not or it failed, 2 a wrong call. What a
 program may read goes to stdout, with --json as one object; everything else, one line each, to
@@ -31,8 +31,17 @@ from reunite.driver import real_chance, real_clock
 from reunite.replica import Replica
 from reunite.schema import quoted, read_table, table_names
 from reunite.verify import verify as differences_of
-from reunite_transport.console import complain, console, counted, plain, print_json, shown_key
+from reunite_transport.console import (
+    Json,
+    complain,
+    console,
+    counted,
+    plain,
+    print_json,
+    shown_key,
+)
 from reunite_transport.interrupt import ending_at_once
+from reunite_transport.relay_commands import relay, untrack
 from reunite_transport.trouble import file_trouble
 
 # Nobody scrolls through more; the number of all is stated.
@@ -48,28 +57,7 @@ STATUS_NOTES: Final = {
 # What the command line itself raises for arguments that it cannot take.
 WRONG_CALL: Final = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
-POSTGRES_HELP: Final = (
-    "A Postgres of yours to keep the tables in; the variable PGPASSWORD may hold its password."
-    " Default: one that the relay brings."
-)
-DATA_HELP: Final = (
-    "The folder of the Postgres that the relay brings; default: reunite-data in $XDG_DATA_HOME"
-    " or ~/.local/share."
-)
-HOST_HELP: Final = "The address to listen on."
-PORT_HELP: Final = "The port to listen on; 0 takes a free one."
-CREATE_HELP: Final = (
-    "Whether files may bring tables that Postgres lacks; default: yes, but no with --postgres."
-)
-INSECURE_HELP: Final = "Allow a --host that other machines can reach; whoever can may change all."
 TABLES_HELP: Final = "The tables to take in."
-RESTORE_HELP: Final = (
-    "When the database was restored from a backup: take back what files know of later commits, or"
-    " not (they keep it in reunite_rejected)."
-)
-LOG_FORMAT_HELP: Final = "How to write the log, to stderr: lines for people, or JSON objects."
-LOG_LEVEL_HELP: Final = "What to log; no level shows what is in a row."
-HISTORY_HELP: Final = "Whether to keep values that merges overwrite, the newest of each row."
 URL_HELP: Final = "The relay's address, such as ws://127.0.0.1:8800."
 ONCE_HELP: Final = "Stop when all is sent and received."
 ADOPT_HELP: Final = (
@@ -95,14 +83,10 @@ app = typer.Typer(
 )
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="An SQLite file.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program.")]
 
 
 # Whose rows count where this file and the relay brought different ones.
 Adopt = StrEnum("Adopt", ["THEIRS", "OURS"])
-AfterRestore = StrEnum("AfterRestore", ["REFILL", "DISCARD"])
-LogFormat = StrEnum("LogFormat", ["TEXT", "JSON"])
-LogLevel = StrEnum("LogLevel", ["DEBUG", "INFO", "WARNING", "ERROR"])
 
 
 def main() -> None:
@@ -169,69 +153,8 @@ def _options(
     pass
 
 
-# The relay.
-
-
-@app.command()
-def relay(
-    postgres: Annotated[str | None, typer.Option(metavar="URL", help=POSTGRES_HELP)] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help=DATA_HELP)] = None,
-    host: Annotated[str, typer.Option(metavar="H", help=HOST_HELP)] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help=PORT_HELP)] = 8800,
-    create_tables: Annotated[
-        bool | None,
-        typer.Option("--create-tables/--no-create-tables", help=CREATE_HELP, show_default=False),
-    ] = None,
-    after_restore: Annotated[AfterRestore, typer.Option(help=RESTORE_HELP)] = AfterRestore.REFILL,
-    history: Annotated[bool, typer.Option("--history/--no-history", help=HISTORY_HELP)] = True,
-    insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE_HELP)] = False,
-    log_format: Annotated[LogFormat, typer.Option(help=LOG_FORMAT_HELP)] = LogFormat.TEXT,
-    log_level: Annotated[LogLevel, typer.Option(help=LOG_LEVEL_HELP)] = LogLevel.WARNING,
-    as_json: Json = False,
-) -> None:
-    """Run the relay that files sync with, until Ctrl-C or SIGTERM.
-
-    It keeps ordinary Postgres tables equal to the files, and prints the addresses of both. Clients
-    do not sign in yet, so it listens on this machine only, unless --insecure says that the network
-    can be trusted.
-
-    \b
-    Examples:
-      reunite relay
-      reunite relay --postgres postgresql://me@localhost/app --create-tables
-    """
-    if postgres is not None and data is not None:
-        raise UsageError("--data is for the embedded Postgres; leave it or --postgres out")
-    with ending_at_once():
-        from reunite_transport.relay import logs, run
-
-    logs.set_up(sys.stderr, as_json=log_format is LogFormat.JSON, level=log_level.name)
-
-    async def serve() -> None:
-        async with run.running_relay(
-            postgres=postgres,
-            data=data,
-            host=host,
-            port=port,
-            create_tables=create_tables,
-            refill=after_restore is AfterRestore.REFILL,
-            history=history,
-            insecure=insecure,
-        ) as running:
-            shown = {"url": running.url, "postgres": run.without_password(running.postgres)}
-            data_shown = None if running.data is None else str(running.data)
-            if as_json:
-                print_json({**shown, "data": data_shown})
-            else:
-                shown |= {} if data_shown is None else {"data": data_shown}
-                for name, value in shown.items():
-                    typer.echo(f"{name:<9} {plain(value)}")
-            sys.stdout.flush()
-            await asyncio.Event().wait()
-
-    # It takes Ctrl-C over as soon as there is something to stop.
-    with ending_at_once(), suppress(run.Stopped):
-        run.run_until_stopped(serve())
+# In the order in which help lists them.
+app.command()(relay)
 
 
 # Tracking.
@@ -498,6 +421,9 @@ def demo(as_json: Json = False) -> None:
 
 
 # Files.
+
+
+app.command()(untrack)
 
 
 @contextmanager

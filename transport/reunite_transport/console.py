@@ -5,12 +5,14 @@ Nothing of a file is taken as markup, and what would control the terminal is mad
 
 import json
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program.")]
 
 # Without a terminal nothing is wrapped or cut.
 UNBOUNDED_COLUMNS: Final = 10_000

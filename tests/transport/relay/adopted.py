@@ -60,8 +60,8 @@ async def adopt(connection: Connection, *names: str, schema: str = "public") -> 
     """Describe the tables, parents first, and number them from 1."""
     reflected = await reflect(connection, schema, names)
     tables = [replace(table, id=place) for place, table in enumerate(reflected.tables, 1)]
-    real_types = await read_column_sql(connection, schema, tables)
-    writer = RowWriter(schema, tables, real_types)
+    real_types, present = await read_column_sql(connection, schema, tables)
+    writer = RowWriter(schema, tables, real_types, present)
     return Adopted(schema, {table.name: table for table in tables}, real_types, writer)
 
 

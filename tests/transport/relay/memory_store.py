@@ -73,6 +73,10 @@ class MemoryStore:
             self._grow(tables)
         return await self.registry()
 
+    async def follow(self, *, track_new: bool) -> Mapping[str, str]:
+        """There are no tables."""
+        return {}
+
     async def greet(
         self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
     ) -> Greeting:

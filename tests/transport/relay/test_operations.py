@@ -35,6 +35,7 @@ def test_a_relay_that_is_well_says_so_and_how_busy_it_is() -> None:
                     "connections": 0,
                     "queue": 0,
                     "captured_lag_seconds": 0.0,
+                    "tables": {},
                 },
             )
             client = await world.live(1)
@@ -54,6 +55,7 @@ def test_a_relay_that_is_well_says_so_and_how_busy_it_is() -> None:
                 "connections": 1,
                 "queue": 1,
                 "captured_lag_seconds": 2.5,
+                "tables": {},
             }
 
     asyncio.run(scenario())
@@ -67,7 +69,7 @@ def test_a_relay_without_its_database_says_what_is_wrong() -> None:
                 pass
             assert found[1]["status"] == "the database does not answer"
             assert found[1].keys() == {
-                *("status", "head", "connections", "queue", "captured_lag_seconds")
+                *("status", "head", "connections", "queue", "captured_lag_seconds", "tables")
             }
 
     asyncio.run(scenario())

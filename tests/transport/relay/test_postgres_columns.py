@@ -370,9 +370,9 @@ def test_a_table_that_a_relay_made_has_no_special_column(postgres_url: str) -> N
         async with connected(postgres_url) as connection:
             for statement in create_statements("public", made):
                 await connection.execute(statement)
-            assert await read_column_sql(connection, "public", [made]) == {}
+            assert (await read_column_sql(connection, "public", [made]))[0] == {}
             await connection.execute("ALTER TABLE public.every ALTER c0 TYPE real")
-            assert await read_column_sql(connection, "public", [made]) == {
+            assert (await read_column_sql(connection, "public", [made]))[0] == {
                 made.id: {"c0": ColumnSql("DOUBLE PRECISION", "real")}
             }
 

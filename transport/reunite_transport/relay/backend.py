@@ -194,6 +194,8 @@ class Edits:
 
     def _after(self, row: RowId, before: Document | None, written: Written) -> Document | None:
         at = self._now if written.at is None else written.at
+        if written.at is None and written.before is None and before is not None:
+            return before  # it came with its table, and more is known of it
         if written.after is None:
             return _deleted(before, at, self._replica) if before and before.alive else before
         columns = columns_of(self._tables[row.table].cells)

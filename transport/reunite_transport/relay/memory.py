@@ -31,6 +31,11 @@ class Memory(Generic[Writer]):
         if seq > self.seq:
             self.seq, self.token = seq, token
 
+    def refresh(self, registry: int, writer: Writer) -> None:
+        """As `read`, also when the registry has not grown: tables were altered under it."""
+        if registry >= self.registry:
+            self.registry, self.writer = registry, writer
+
     def read(self, registry: int, writer: Writer) -> None:
         """The registry was read, when it had grown so often."""
         if registry > self.registry:

@@ -9,11 +9,12 @@ run at a greater depth. Nobody is notified from within, which would make backend
 other at their commits.
 
 JSON has one null where a column of JSON has two. The names of columns that hold JSON's own are
-noted beside the row; the trigger is told which columns are of JSON.
+noted beside the row; the trigger is told which columns are of JSON. It is also told of types that
+have a form of their own in JSON (composites, types of extensions): their text is captured instead.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 import asyncpg
@@ -22,9 +23,10 @@ from reunite.cells.register import Value
 from reunite.schema import Column, Table, quoted, through_affinity
 from reunite.types import plain_type
 from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables, Reader
+from reunite_transport.relay.postgres_catalog import read_columns
+from reunite_transport.relay.postgres_columns import ColumnSql, value_of
 from reunite_transport.relay.postgres_row_sql import numeric_keys
-from reunite_transport.relay.postgres_schema import register_value
-from reunite_transport.relay.store import Written
+from reunite_transport.relay.store import Busy, Written
 
 RELAY_SETTING: Final = "reunite.relay"
 # Rows that are read and folded at a time.
@@ -46,6 +48,8 @@ DECLARE
     before_nulls text[];
     after_nulls text[];
     is_there boolean;
+    said text;
+    column_name text;
 BEGIN
     IF pg_trigger_depth() = 1 AND current_setting('{setting}', true) = 'on' THEN
         RETURN NULL;
@@ -57,13 +61,25 @@ BEGIN
         after := row_to_json(NEW);
     END IF;
     FOR place IN 1 .. TG_NARGS - 1 LOOP
-        IF json_typeof(before -> TG_ARGV[place]) = 'null' THEN
-            EXECUTE format('SELECT ($1).%I IS NOT NULL', TG_ARGV[place]) INTO is_there USING OLD;
-            IF is_there THEN before_nulls := before_nulls || TG_ARGV[place]; END IF;
+        column_name := substr(TG_ARGV[place], 2);
+        IF left(TG_ARGV[place], 1) = 't' THEN
+            IF before -> column_name IS NOT NULL THEN
+                EXECUTE format('SELECT ($1).%I::text', column_name) INTO said USING OLD;
+                before := (before::jsonb || jsonb_build_object(column_name, said))::json;
+            END IF;
+            IF after -> column_name IS NOT NULL THEN
+                EXECUTE format('SELECT ($1).%I::text', column_name) INTO said USING NEW;
+                after := (after::jsonb || jsonb_build_object(column_name, said))::json;
+            END IF;
+            CONTINUE;
         END IF;
-        IF json_typeof(after -> TG_ARGV[place]) = 'null' THEN
-            EXECUTE format('SELECT ($1).%I IS NOT NULL', TG_ARGV[place]) INTO is_there USING NEW;
-            IF is_there THEN after_nulls := after_nulls || TG_ARGV[place]; END IF;
+        IF json_typeof(before -> column_name) = 'null' THEN
+            EXECUTE format('SELECT ($1).%I IS NOT NULL', column_name) INTO is_there USING OLD;
+            IF is_there THEN before_nulls := before_nulls || column_name; END IF;
+        END IF;
+        IF json_typeof(after -> column_name) = 'null' THEN
+            EXECUTE format('SELECT ($1).%I IS NOT NULL', column_name) INTO is_there USING NEW;
+            IF is_there THEN after_nulls := after_nulls || column_name; END IF;
         END IF;
     END LOOP;
     INSERT INTO {captured} (tx, tbl, at, before, after, before_nulls, after_nulls)
@@ -104,10 +120,17 @@ async def install_function(connection: Connection, own: OwnTables) -> None:
 
 async def install_triggers(connection: Connection, own: OwnTables, tables: Iterable[Table]) -> None:
     """Capture what is written to these tables from now on. Writers are waited for, and wait."""
+    tables = list(tables)
+    by_name = {table.name: table for table in tables}
+    own_form: dict[str, list[str]] = {}
+    for real in await read_columns(connection, own.schema, by_name) if tables else ():
+        if real.type.has_own_json and by_name[real.table].column(real.name) is not None:
+            own_form.setdefault(real.table, []).append(real.name)
     for table in tables:
         name = f"{quoted(own.schema)}.{quoted(table.name)}"
         arguments = [str(table.id)]
-        arguments += [c.name for c in table.columns if plain_type(c.type) == "json"]
+        arguments += [f"n{c.name}" for c in table.columns if plain_type(c.type) == "json"]
+        arguments += [f"t{column}" for column in own_form.get(table.name, ())]
         listed = ", ".join(_literal(argument) for argument in arguments)
         call = f"EXECUTE FUNCTION {quoted(own.schema)}.{quoted(_FUNCTION)}({listed})"
         await connection.execute(
@@ -118,6 +141,20 @@ async def install_triggers(connection: Connection, own: OwnTables, tables: Itera
         await connection.execute(
             f"CREATE TRIGGER {_EMPTIED_TRIGGER} AFTER TRUNCATE ON {name} FOR EACH STATEMENT {call}"
         )
+
+
+async def drop_triggers(connection: Connection, own: OwnTables, tables: Iterable[Table]) -> None:
+    """Capture nothing any more of these tables, as far as they are there."""
+    for table in tables:
+        name = f"{quoted(own.schema)}.{quoted(table.name)}"
+        for trigger in (_TRIGGER, _EMPTIED_TRIGGER):
+            if await connection.fetchval("SELECT to_regclass($1)", name) is not None:
+                await connection.execute(f"DROP TRIGGER IF EXISTS {trigger} ON {name}")
+
+
+async def drop_function(connection: Connection, own: OwnTables) -> None:
+    """Drop the triggers' function, which no trigger calls any more."""
+    await connection.execute(f"DROP FUNCTION IF EXISTS {quoted(own.schema)}.{quoted(_FUNCTION)}()")
 
 
 async def uncaptured(reader: Reader, own: OwnTables, tables: Sequence[Table]) -> list[Table]:
@@ -137,10 +174,10 @@ async def uncaptured(reader: Reader, own: OwnTables, tables: Sequence[Table]) ->
 class Captured:
     """Reads what was captured, in one transaction of the relay's."""
 
-    def __init__(self, connection: Connection, own: OwnTables, tables: Sequence[Table]) -> None:
+    def __init__(self, connection: Connection, own: OwnTables, decoders: "Decoders") -> None:
         self._connection = connection
         self._own = own
-        self._decoders = {table.id: _Decoder(table) for table in tables}
+        self._decoders = decoders
         self._snapshot: str | None = None
         self._last = 0
 
@@ -177,10 +214,33 @@ class Captured:
         ordered = sorted(rows, key=lambda row: row["id"])
         if ordered:
             self._last = max(self._last, ordered[-1]["id"])
+        return self._decoders.read(ordered)
+
+
+class Decoders:
+    """What reads captured rows, of one version of the registry and of the real tables."""
+
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        special: Mapping[int, Mapping[str, ColumnSql]],
+        names: Mapping[str, Set[str]],
+    ) -> None:
+        """`special` as in `RowWriter`; `names` are the real columns by table."""
+        self._by_table = {
+            table.id: _Decoder(
+                table,
+                special.get(table.id, {}),
+                names.get(table.name, {column.name for column in table.columns}),
+            )
+            for table in tables
+        }
+
+    def read(self, rows: Iterable[asyncpg.Record]) -> list[Written]:
+        """The writes that these lines hold, but for those of tables that are not tracked. Raises
+        Busy when a table was altered."""
         return [
-            self._decoders[row["tbl"]].written(row)
-            for row in ordered
-            if row["tbl"] in self._decoders
+            self._by_table[row["tbl"]].written(row) for row in rows if row["tbl"] in self._by_table
         ]
 
 
@@ -194,17 +254,21 @@ _JSON: Final = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_co
 
 
 class _Decoder:
-    """Reads the JSON of one table's rows as what documents hold."""
+    """Reads the JSON of one table's rows as what documents hold. `names` are the columns that the
+    table is known to have; with another one it was altered, and is not understood before that is
+    noticed: what the column holds would be lost."""
 
-    def __init__(self, table: Table) -> None:
-        self._table = table.id
+    def __init__(self, table: Table, special: Mapping[str, ColumnSql], names: Set[str]) -> None:
+        self._table = table
         self._columns = {column.name: column for column in table.columns}
+        self._special = special
+        self._names = names
         self._numeric_keys = numeric_keys(table)
 
     def written(self, row: asyncpg.Record) -> Written:
         at_us = row["at_us"]
         return Written(
-            self._table,
+            self._table.id,
             None if at_us is None else (at_us << 16) // 1000,
             self._values(row["before"], row["before_nulls"]),
             self._values(row["after"], row["after_nulls"]),
@@ -214,10 +278,13 @@ class _Decoder:
         if text is None:
             return None
         values = {}
-        for name, found in _JSON.decode(text).items():
+        cells = _JSON.decode(text)
+        if not cells.keys() <= self._names:
+            raise Busy(f"table {self._table.name!r} was altered, which is not noticed yet")
+        for name, found in cells.items():
             column = self._columns.get(name)
             if column is not None:
-                value = _value(column, found)
+                value = _value(column, found, self._special.get(name))
                 if name in self._numeric_keys:
                     (value,) = through_affinity(column.declared, [value])
                 values[column.id] = value
@@ -228,20 +295,11 @@ class _Decoder:
         return values
 
 
-def _value(column: Column, found: object) -> Value:
+def _value(column: Column, found: object, special: ColumnSql | None) -> Value:
     if found is None:
         return None
-    kind = plain_type(column.type)
-    if kind == "json":
-        return json_text(found)
-    if isinstance(found, bool):
-        text = "true" if found else "false"
-    else:
-        text = found if isinstance(found, str) else json_text(found)
-    if kind in ("timestamp", "timestamptz"):
-        # As JSON has it, a T stands between, and an offset of hours has minutes, too.
-        text = text.replace("T", " ", 1).replace("+00:00", "+00", 1)
-    return register_value(text, kind)
+    plain = isinstance(found, str) and plain_type(column.type) != "json"
+    return value_of(found if plain else json_text(found), column, special)  # type: ignore[arg-type]
 
 
 def json_text(found: object) -> str:

@@ -53,6 +53,13 @@ class RealType:
     merging: str | None
     folds: bool
 
+    @property
+    def has_own_json(self) -> bool:
+        """True where JSON may have another form of it than its text: as composites have, and what
+        an extension brings along."""
+        foreign = not (self.builtin or self.enum or self.name == "citext")
+        return not self.array and (self.composite or foreign)
+
 
 @dataclass(frozen=True, slots=True)
 class RealColumn:

@@ -48,6 +48,10 @@ _ORDINARY: Final[Mapping[str, frozenset[str]]] = {
     "uuid": frozenset({"uuid"}),
     "json": frozenset({"jsonb"}),
 }
+# Types that a logical type other than text stands for.
+_TYPED: Final = frozenset[str]().union(
+    *(names for kind, names in _ORDINARY.items() if kind not in ("text", "any")), {"float4", "json"}
+)
 _TEXT: Final = "pg_catalog.text"
 # Casts to these would cut or pad in silence, or lose how a text was written.
 _CAST_TO: Final[Mapping[str, str]] = {
@@ -111,18 +115,20 @@ class ColumnSql:
 
 async def read_column_sql(
     reader: Reader, schema: str, tables: Iterable[Table]
-) -> dict[int, dict[str, ColumnSql]]:
-    """The special columns among those of these tables, by table id and column name. A table
-    without one is not in it."""
+) -> tuple[dict[int, dict[str, ColumnSql]], dict[str, set[str]]]:
+    """The special columns among those of these tables, by table id and column name, where a table
+    without one is missing; and the names of all columns that the tables have, by table."""
     by_name = {table.name: table for table in tables}
     found: dict[int, dict[str, ColumnSql]] = {}
+    names: dict[str, set[str]] = {}
     for real in await read_columns(reader, schema, by_name):
+        names.setdefault(real.table, set()).add(real.name)
         table = by_name[real.table]
         column = table.column(real.name)
         sql = None if column is None else column_sql(column, real)
         if column is not None and sql is not None:
             found.setdefault(table.id, {})[column.name] = sql
-    return found
+    return found, names
 
 
 def column_sql(column: Column, real: RealColumn) -> ColumnSql | None:
@@ -142,6 +148,19 @@ def column_sql(column: Column, real: RealColumn) -> ColumnSql | None:
     cast = real.type.qualified if padded and column.key else _cast_to(real.type)
     form: _Form = "output" if real.type.builtin and kind in _UNLIKE_CAST else "text"
     return ColumnSql(cast, form, padded=padded, generates=generates)
+
+
+def is_of(column: Column, real: RealColumn) -> bool:
+    """True when a registered column can be of this real type."""
+    kind = plain_type(column.type)
+    if real.type.array:
+        return kind == "json"
+    ordinary = _ORDINARY[kind]
+    if real.type.builtin and real.type.name in ordinary:
+        return True
+    if kind in ("text", "any"):
+        return not (real.type.builtin and real.type.name in _TYPED)
+    return real.type.builtin and (kind, real.type.name) in {("real", "float4"), ("json", "json")}
 
 
 def value_of(text: str | None, column: Column, sql: ColumnSql | None = None) -> Value:

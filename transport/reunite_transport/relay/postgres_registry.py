@@ -25,10 +25,19 @@ from reunite_transport.relay.store import StoreError, Violation
 
 async def read_registry(reader: Reader, own: OwnTables) -> list[Registered]:
     """The tables as they are registered, in order of id."""
-    rows = await reader.fetch(f"SELECT id, columns_used, description FROM {own.tables} ORDER BY id")
+    rows = await reader.fetch(
+        f"SELECT id, columns_used, description FROM {own.tables} WHERE description <> '{{}}'"
+        " ORDER BY id"
+    )
     return [
         Registered(from_wire(json.loads(row["description"])), row["columns_used"]) for row in rows
     ]
+
+
+async def highest_id(reader: Reader, own: OwnTables) -> int:
+    """The highest table id that was ever given, also to a table that left."""
+    found: int = await reader.fetchval(f"SELECT coalesce(max(id), 0) FROM {own.tables}")
+    return found
 
 
 async def create(
@@ -53,6 +62,11 @@ async def create(
     await _add_foreign_keys(connection, own, known, growth)
     grown = {table.id: table for table, _ in growth.added}
     await install_triggers(connection, own, (*growth.created, *grown.values()))
+    await register(connection, own, growth)
+
+
+async def register(connection: Connection, own: OwnTables, growth: Growth) -> None:
+    """Write down what is new in the registry."""
     await connection.executemany(
         f"INSERT INTO {own.tables} (id, name, columns_used, description)"
         " VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO UPDATE"

@@ -5,7 +5,7 @@ that leaves a parent has left when the parent goes, so that no foreign key actio
 changes a row behind the documents. Constraints are deferred until all is written.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Final, TypeAlias
 
 from asyncpg import Record
@@ -14,6 +14,7 @@ from reunite.cells.register import Value
 from reunite.schema import Column, Table, ascii_lower
 from reunite.types import fitting_type
 from reunite_transport.relay.postgres_bookkeeping import Connection
+from reunite_transport.relay.postgres_capture import Decoders
 from reunite_transport.relay.postgres_columns import ColumnSql, value_of
 from reunite_transport.relay.postgres_errors import translated
 from reunite_transport.relay.postgres_keys import key_texts
@@ -57,12 +58,15 @@ class RowWriter:
         schema: str,
         tables: Sequence[Table],
         real_types: Mapping[int, Mapping[str, ColumnSql]] | None = None,
+        names: Mapping[str, Set[str]] | None = None,
     ) -> None:
         """`tables` stand parents first. `real_types` holds the SQL of columns of other types than
-        a relay makes, by table id and column name."""
+        a relay makes, by table id and column name; `names` are the columns that the tables really
+        have, by table."""
         self.tables = tuple(tables)
         self._schema = schema
         special = real_types or {}
+        self.decoders = Decoders(self.tables, special, names or {})
         self._shapes = {
             table.id: shape_of(schema, table, special.get(table.id, {})) for table in tables
         }

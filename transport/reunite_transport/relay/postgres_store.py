@@ -12,7 +12,7 @@ Nothing is set for a session: every setting is SET LOCAL, so a pooler in between
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
@@ -23,9 +23,16 @@ import asyncpg
 from reunite.errors import FormatError, TableError
 from reunite.overwritten import Loss
 from reunite.schema import Table, quoted
-from reunite_transport.messages import Section, Verdict
+from reunite_transport.messages import Verdict
 from reunite_transport.relay.history import compared
 from reunite_transport.relay.memory import Memory
+from reunite_transport.relay.postgres_adopt import (
+    capture_all,
+    catalog_mark,
+    follow,
+    log_uncaptured,
+    take_in,
+)
 from reunite_transport.relay.postgres_bookkeeping import (
     Connection,
     OwnTables,
@@ -34,25 +41,21 @@ from reunite_transport.relay.postgres_bookkeeping import (
     bootstrap,
     new_replica_id,
 )
-from reunite_transport.relay.postgres_capture import (
-    RELAY_SETTING,
-    install_function,
-    install_triggers,
-    uncaptured,
-)
+from reunite_transport.relay.postgres_capture import RELAY_SETTING
+from reunite_transport.relay.postgres_columns import read_column_sql
 from reunite_transport.relay.postgres_domains import make_domains
 from reunite_transport.relay.postgres_errors import (
     CONNECTION_ERRORS,
     ConnectionLost,
     translated,
 )
+from reunite_transport.relay.postgres_reading import KEPT, LOOK, LOSSES, PAGE, section
 from reunite_transport.relay.postgres_registry import create as create_growth
-from reunite_transport.relay.postgres_registry import read_registry
+from reunite_transport.relay.postgres_registry import highest_id, read_registry
 from reunite_transport.relay.postgres_rows import RowWriter
 from reunite_transport.relay.postgres_transaction import STATEMENT_MS_MAX, PostgresTransaction
 from reunite_transport.relay.registry import Registered, grow, ordered
 from reunite_transport.relay.store import (
-    BACKLOG_MAX,
     FeedPage,
     Greeting,
     Look,
@@ -107,7 +110,7 @@ async def open_postgres(url: str, *, schema: str = "public") -> "PostgresStore":
         try:
             realm = await bootstrap(connection, schema)
             await _offer_domains(connection)
-            await _capture(connection, schema)
+            await capture_all(connection, schema, ALTER_WAIT_MS)
         except BaseException:
             connection.terminate()
             raise
@@ -141,6 +144,9 @@ class PostgresStore:
         self._connection = connection
         self._turn = asyncio.Lock()
         self._memory = Memory(RowWriter(schema, ()))
+        # What was looked at when migrations were followed last, and what was found.
+        self._catalog: str | None = None
+        self._troubles: Mapping[str, str] = {}
         schema_setting = quoted(schema).replace("'", "''")
         self._begin = (
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
@@ -166,7 +172,7 @@ class PostgresStore:
             head = await self._head(reader, memory)
             if head["registry"] != memory.registry:
                 registered = await read_registry(reader, self._own)
-                memory.read(head["registry"], self._writer(registered))
+                memory.read(head["registry"], await self._writer(reader, registered))
         return memory.writer.tables
 
     async def describe(self, tables: Sequence[Table], *, create: bool) -> tuple[Table, ...]:
@@ -190,12 +196,55 @@ class PostgresStore:
         async with self._locked(memory, ALTER_WAIT_MS) as (connection, head):
             with translated():
                 known = await read_registry(connection, self._own)
-                growth = grow(known, tables)
+                highest = await highest_id(connection, self._own)
+                growth = grow(known, tables, highest_id=highest)
                 await create_growth(connection, self._own, known, growth)
                 await connection.execute(f"UPDATE {self._own.head} SET registry = registry + 1")
-        by_id = {entry.table.id: entry for entry in (*known, *growth.registered)}
-        memory.read(head["registry"] + 1, self._writer(list(by_id.values())))
+                by_id = {entry.table.id: entry for entry in (*known, *growth.registered)}
+                writer = await self._writer(connection, list(by_id.values()))
+        memory.read(head["registry"] + 1, writer)
         return memory.writer.tables
+
+    async def track(self, names: Sequence[str] | None) -> tuple[TableError, ...]:
+        """Take tables that are in the schema into the realm, by name or (None) all that can be, and
+        return why others cannot. Their rows are captured, and folded by the next commit. Raises
+        TableError for a named table that cannot be taken, Busy when one is in use for too long."""
+        memory = self._memory
+        async with self._turn:
+            return await _to_its_end(self._track(memory, names))
+
+    async def _track(
+        self, memory: Memory[RowWriter], names: Sequence[str] | None
+    ) -> tuple[TableError, ...]:
+        async with self._locked(memory, ALTER_WAIT_MS) as (connection, _):
+            with translated():
+                growth, refused = await take_in(connection, self._own, names)
+                if growth.registered:
+                    await connection.execute(f"UPDATE {self._own.head} SET registry = registry + 1")
+        return refused
+
+    async def follow(self, *, track_new: bool) -> Mapping[str, str]:
+        """Notice what migrations did to the realm's tables; see the contract."""
+        memory = self._memory
+        async with self._reading() as reader:
+            if await catalog_mark(reader, self._schema) == self._catalog:
+                return self._troubles
+        async with self._turn:
+            return await _to_its_end(self._follow(memory, track_new=track_new))
+
+    async def _follow(self, memory: Memory[RowWriter], *, track_new: bool) -> Mapping[str, str]:
+        async with self._locked(memory, LOCK_WAIT_MS) as (connection, head):
+            with translated():
+                found = await follow(connection, self._own, track_new=track_new)
+                if found.grew:
+                    await connection.execute(f"UPDATE {self._own.head} SET registry = registry + 1")
+                mark = await catalog_mark(connection, self._schema)
+                writer = await self._writer(connection, found.registered)
+        for table in found.uncaptured:
+            log_uncaptured(table)
+        memory.refresh(head["registry"] + found.grew, writer)
+        self._catalog, self._troubles = mark, found.troubles
+        return found.troubles
 
     async def greet(
         self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
@@ -270,7 +319,8 @@ class PostgresStore:
                 if head["registry"] != memory.registry:
                     with translated():
                         registered = await read_registry(connection, self._own)
-                    memory.read(head["registry"], self._writer(registered))
+                        writer = await self._writer(connection, registered)
+                    memory.read(head["registry"], writer)
                 transaction = PostgresTransaction(
                     connection,
                     self._own,
@@ -296,7 +346,7 @@ class PostgresStore:
         memory = self._memory
         async with self._reading() as reader:
             rows = await reader.fetch(
-                _PAGE.format(own=self._own),
+                PAGE.format(own=self._own),
                 *(memory.seq, memory.token, memory.registry),
                 *(seq, table, key, rows_max, bytes_max),
             )
@@ -305,7 +355,7 @@ class PostgresStore:
         complete = not rows or len(rows) == rows[0]["found"]
         end = head["seq"] if complete else rows[-1]["row_seq"]
         sections = tuple(
-            _section(table_id, list(run)) for table_id, run in groupby(rows, lambda row: row["tbl"])
+            section(table_id, list(run)) for table_id, run in groupby(rows, lambda row: row["tbl"])
         )
         within = b""
         if not complete:
@@ -317,7 +367,7 @@ class PostgresStore:
         memory = self._memory
         async with self._reading() as reader:
             rows = await reader.fetch(
-                _LOSSES.format(own=self._own),
+                LOSSES.format(own=self._own),
                 *(memory.seq, memory.token, memory.registry),
                 *(row.table, row.key),
             )
@@ -330,7 +380,8 @@ class PostgresStore:
 
     def forget(self) -> None:
         """Remember nothing of the history so far; see the contract."""
-        self._memory = Memory(self._writer(()))
+        self._memory = Memory(RowWriter(self._schema, ()))
+        self._catalog = None
         # What was written under the old id may be gone, and be offered back by clients.
         self.replica = new_replica_id()
 
@@ -346,7 +397,7 @@ class PostgresStore:
         memory = self._memory
         async with self._reading() as reader:
             found = await reader.fetchrow(
-                _LOOK.format(own=self._own), memory.seq, memory.token, memory.registry
+                LOOK.format(own=self._own), memory.seq, memory.token, memory.registry
             )
         head = _checked(memory, found)
         return Look(head["seq"], bytes(head["token"]), head["waiting"], head["lag"] or 0.0)
@@ -378,7 +429,7 @@ class PostgresStore:
 
     async def _head(self, reader: Reader, memory: Memory[RowWriter]) -> asyncpg.Record:
         head = await reader.fetchrow(
-            f"SELECT h.seq, h.token, h.registry, {_KEPT.format(own=self._own)} AS kept"
+            f"SELECT h.seq, h.token, h.registry, {KEPT.format(own=self._own)} AS kept"
             f" FROM {self._own.head} AS h",
             *(memory.seq, memory.token, memory.registry),
         )
@@ -400,7 +451,7 @@ class PostgresStore:
                 # Read after the wait, which the head may have moved in.
                 head = await connection.fetchrow(
                     f"SELECT h.seq, h.token, h.registry, {_NOW_MS} AS now_ms,"
-                    f" {_KEPT.format(own=self._own)} AS kept,"
+                    f" {KEPT.format(own=self._own)} AS kept,"
                     " set_config('lock_timeout', $4, true)"
                     f" FROM {self._own.head} AS h",
                     *(memory.seq, memory.token, memory.registry),
@@ -418,48 +469,9 @@ class PostgresStore:
             self._connection = await _connect(self._url)
         return self._connection
 
-    def _writer(self, registered: Sequence[Registered]) -> RowWriter:
-        return RowWriter(self._schema, ordered(registered))
-
-
-# Whether the head `h` is in the history that a memory has seen: its commit ($1, $2) is there, and
-# the registry has grown as often ($3).
-_KEPT: Final = """
-(h.registry >= $3::bigint AND ($1::bigint = 0 OR EXISTS (
-    SELECT FROM {own.commits} AS c WHERE c.seq = $1 AND c.token = $2::bytea AND c.seq <= h.seq
-)))"""
-
-_LOOK: Final = f"""
-SELECT h.seq, h.token, {_KEPT} AS kept,
-    (SELECT count(*) FROM (SELECT FROM {{own.captured}} LIMIT {BACKLOG_MAX}) AS c) AS waiting,
-    (SELECT extract(epoch FROM clock_timestamp() - at)::float8
-        FROM {{own.captured}} ORDER BY id LIMIT 1) AS lag
-FROM {{own.head}} AS h
-"""
-
-# One row more than wanted tells whether there is more. The first row always comes, whatever its
-# size. The head is of the same snapshot.
-_PAGE: Final = f"""
-SELECT h.seq, h.token, {_KEPT} AS kept, r.tbl, r.key, r.seq AS row_seq, r.document, r.found
-FROM {{own.head}} AS h LEFT JOIN (
-    SELECT f.*, count(*) OVER () AS found, row_number() OVER feed AS n,
-        sum(octet_length(f.key) + octet_length(f.document)) OVER feed AS total
-    FROM (
-        SELECT d.tbl, d.key, d.seq, d.document FROM {{own.documents}} AS d
-        WHERE (d.seq, d.tbl, d.key) > ($4, $5, $6)
-        ORDER BY d.seq, d.tbl, d.key LIMIT $7::bigint + 1
-    ) AS f
-    WINDOW feed AS (ORDER BY f.seq, f.tbl, f.key ROWS UNBOUNDED PRECEDING)
-) AS r ON r.n = 1 OR (r.n <= $7::bigint AND r.total <= $8::bigint)
-ORDER BY r.seq, r.tbl, r.key
-"""
-
-# One row without a document where there is nothing.
-_LOSSES: Final = f"""
-SELECT h.seq, h.token, {_KEPT} AS kept, r.replaced_by, r.document
-FROM {{own.head}} AS h LEFT JOIN {{own.history}} AS r ON r.tbl = $4 AND r.key = $5
-ORDER BY r.place DESC
-"""
+    async def _writer(self, reader: Reader, registered: Sequence[Registered]) -> RowWriter:
+        tables = ordered(registered)
+        return RowWriter(self._schema, tables, *await read_column_sql(reader, self._schema, tables))
 
 
 def _checked(memory: Memory[RowWriter], head: asyncpg.Record | None) -> asyncpg.Record:
@@ -470,10 +482,6 @@ def _checked(memory: Memory[RowWriter], head: asyncpg.Record | None) -> asyncpg.
         raise WentBack
     memory.saw(head["seq"], bytes(head["token"]))
     return head
-
-
-def _section(table: int, rows: Sequence[asyncpg.Record]) -> Section:
-    return Section(table, tuple(row["key"] for row in rows), tuple(row["document"] for row in rows))
 
 
 async def _connect(url: str) -> Connection:
@@ -490,26 +498,6 @@ async def _offer_domains(connection: Connection) -> None:
     with translated(), suppress(asyncpg.PostgresError):
         async with connection.transaction(isolation="read_committed"):
             await make_domains(connection)
-
-
-async def _capture(connection: Connection, schema: str) -> None:
-    """Make sure that what backends write to the realm's tables is captured."""
-    own = OwnTables(schema)
-    with translated():
-        async with connection.transaction(isolation="read_committed"):
-            await connection.execute(f"SET LOCAL lock_timeout = {ALTER_WAIT_MS}")
-            await connection.execute("SET LOCAL client_min_messages = warning")
-            await connection.execute(f"LOCK TABLE {own.meta} IN EXCLUSIVE MODE")
-            await install_function(connection, own)
-            tables = ordered(await read_registry(connection, own))
-            missing = await uncaptured(connection, own, tables)
-            for table in missing:
-                _log.warning(
-                    "table %r was without our triggers: what backends wrote to it meanwhile is not"
-                    " known to clients",
-                    table.name,
-                )
-            await install_triggers(connection, own, missing)
 
 
 async def _to_its_end(work: Coroutine[Any, Any, _T]) -> _T:

@@ -88,7 +88,7 @@ class PostgresTransaction:
         self._relay = relay
         # Rows that were looked for and have no document: COPY takes them.
         self._absent: set[RowId] = set()
-        self._captured = Captured(connection, own, writer.tables)
+        self._captured = Captured(connection, own, writer.decoders)
 
     async def hold(self, rows: Sequence[RowId], *, patiently: bool = False) -> Collection[RowId]:
         """Lock rows against backends; see the contract."""

@@ -49,14 +49,17 @@ class Growth:
     added: tuple[tuple[Table, Column], ...]
 
 
-def grow(registry: Sequence[Registered], described: Sequence[Table]) -> Growth:
-    """What `described` adds to the registry.
+def grow(
+    registry: Sequence[Registered], described: Sequence[Table], *, highest_id: int = 0
+) -> Growth:
+    """What `described` adds to the registry. Of tables that left it the highest id is known.
 
     The client's ids are its own numbering and are not read. Raises TableError for a reserved or
     repeated name, another primary key, a column that would be a new part of the key, a table that
     some side cannot have, and a registry that no Welcome could hold.
     """
     last_id = max((entry.table.id for entry in registry), default=0)
+    last_id = max(last_id, highest_id)
     by_name = {ascii_lower(entry.table.name): entry for entry in registry}
     registered: list[Registered] = []
     created: list[Table] = []

@@ -8,14 +8,14 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from reunite.errors import UsageError
+from reunite.errors import TableError, UsageError
 from reunite_transport.relay.embedded import embedded_postgres
 from reunite_transport.relay.postgres_store import open_postgres
 from reunite_transport.relay.server import serve
@@ -28,11 +28,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class RunningRelay:
-    """Where a relay listens, and its Postgres. `data` is None where that is somebody else's."""
+    """Where a relay listens, and its Postgres. `data` is None where that is somebody else's.
+    `tables` sync, and `refused` says why others do not, where all were wanted."""
 
     url: str
     postgres: str
     data: Path | None
+    tables: tuple[str, ...]
+    refused: tuple[TableError, ...]
 
 
 @asynccontextmanager
@@ -42,6 +45,8 @@ async def running_relay(
     data: Path | None = None,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
+    track: Sequence[str] | None = None,
+    track_all: bool = False,
     create_tables: bool | None = None,
     refill: bool = True,
     history: bool = True,
@@ -51,14 +56,15 @@ async def running_relay(
     """Run a relay for as long as the block lasts; it listens when the block begins, and it has
     finished the batch under way when the block has ended.
 
-    Without the URL `postgres` an embedded server runs in the folder `data`, with these Postgres
-    `settings`. `create_tables` is then on unless said otherwise, and off on a server of yours. With
-    `refill` clients bring back what a restored database has lost, and with `history` values that
-    merges overwrite are kept.
-    Raises UsageError, StoreError and EmbeddedPostgresError.
+    Tables of the database that `track` names, or with `track_all` all that can be, are taken into
+    the realm. Without the URL `postgres` an embedded server runs in the folder `data`, with these
+    Postgres `settings`. `create_tables` is then on unless said otherwise, and off on a server of
+    yours. With `refill` clients bring back what a restored database has lost, and with `history`
+    values that merges overwrite are kept.
+    Raises UsageError, StoreError, TableError and EmbeddedPostgresError.
     """
     if postgres is not None:
-        _check_postgres(postgres)
+        check_postgres(postgres)
     async with AsyncExitStack() as stack:
         folder = None
         if postgres is None:
@@ -66,6 +72,9 @@ async def running_relay(
             postgres = await stack.enter_async_context(embedded_postgres(folder, settings=settings))
         store = await open_postgres(postgres)
         stack.push_async_callback(store.close)
+        refused: tuple[TableError, ...] = ()
+        if track is not None or track_all:
+            refused = await store.track(track)
         relay = await serve(
             store,
             host=host,
@@ -74,9 +83,11 @@ async def running_relay(
             refill=refill,
             history=history,
             insecure=insecure,
+            track_new=track_all,
         )
         stack.push_async_callback(relay.close)
-        yield RunningRelay(relay.url, postgres, folder)
+        names = tuple(table.name for table in await store.registry())
+        yield RunningRelay(relay.url, postgres, folder, names, refused)
 
 
 class Stopped(Exception):
@@ -134,7 +145,8 @@ def without_password(url: str) -> str:
     return parts._replace(netloc=netloc, query=query).geturl()
 
 
-def _check_postgres(url: str) -> None:
+def check_postgres(url: str) -> None:
+    """Raises UsageError for what cannot be the URL of a Postgres database."""
     try:
         parts = urlsplit(url)
         fits = parts.scheme in ("postgresql", "postgres") and parts.port != 0

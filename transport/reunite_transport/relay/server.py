@@ -31,13 +31,15 @@ async def serve(
     refill: bool = True,
     history: bool = True,
     insecure: bool = False,
+    track_new: bool = False,
     limits: Limits | None = None,
 ) -> "Relay":
     """Start a relay for the realm in `store`; it accepts connections when this returns.
 
     Port 0 takes a free one. `create_tables` lets clients add tables and columns to the realm;
     with `refill` they bring back what a restored database has lost; with `history` values that
-    merges overwrite are kept, and told to clients.
+    merges overwrite are kept, and told to clients; with `track_new` tables that others make in the
+    database join the realm.
     `insecure` allows a host that others can reach, where nobody has to sign in. The store stays
     the caller's, who closes it after the relay. Raises UsageError for a host or port that cannot
     be had, StoreError when the database does not answer.
@@ -56,6 +58,7 @@ async def serve(
         history=history,
         limits=limits,
         metrics=metrics,
+        track_new=track_new,
     )
     metrics.watch(service)
     relay = Relay(service, metrics)
@@ -134,6 +137,7 @@ class Relay:
                 "connections": len(service.connections),
                 "queue": service.flusher.queued_changesets,
                 "captured_lag_seconds": service.captured_lag_seconds,
+                "tables": dict(service.troubles),
             },
             status=503 if trouble else 200,
         )

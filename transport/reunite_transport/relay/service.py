@@ -8,7 +8,7 @@ hands each to `attend`.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -24,7 +24,7 @@ from reunite_transport.relay.flusher import (
 )
 from reunite_transport.relay.hub import Hub
 from reunite_transport.relay.logs import told
-from reunite_transport.relay.store import Look, Store, StoreError, Violation, WentBack
+from reunite_transport.relay.store import Busy, Look, Store, StoreError, Violation, WentBack
 from reunite_transport.relay.tally import UNCOUNTED, Tally
 from reunite_transport.relay_session import HELLO_SECONDS_MAX
 
@@ -54,6 +54,8 @@ class Limits:
     seconds."""
     page_rows_max: int = FRAME_ROWS_MAX
     """Of the feed; more pages cost more round trips, larger ones more at once."""
+    migration_seconds: float = 1.0
+    """How late a migration of the app's tables may be noticed."""
     drain_seconds: float = 10.0
     """For the batch under way when the relay stops."""
 
@@ -67,13 +69,14 @@ async def open_service(
     limits: Limits | None = None,
     new_token: Callable[[], bytes] = random_token,
     metrics: Tally = UNCOUNTED,
+    track_new: bool = False,
 ) -> "Service":
     """Begin to serve the realm in `store`, which stays the caller's, who closes it after the
     service. `create_tables` lets clients add tables and columns to the realm; `refill` takes
     what clients offer again when the database was restored from a backup; with `history` values
     that merges overwrite are kept, and told to clients; `new_token` makes the name of a commit,
-    TOKEN_BYTES bytes of chance; `metrics` counts what is done. Raises StoreError when the database
-    does not answer."""
+    TOKEN_BYTES bytes of chance; `metrics` counts what is done; with `track_new` tables that others
+    make in the database join the realm. Raises StoreError when the database does not answer."""
     head, _ = await store.head()
     hub = Hub(head=head, registry=await store.registry())
     commit = partial(commit_batch, refill=refill, history=history)
@@ -86,6 +89,7 @@ async def open_service(
         history=history,
         limits=limits or Limits(),
         metrics=metrics,
+        track_new=track_new,
     )
     service.start()
     return service
@@ -104,6 +108,7 @@ class Service:
         history: bool,
         limits: Limits,
         metrics: Tally = UNCOUNTED,
+        track_new: bool = False,
     ) -> None:
         """Put the parts together; `start` starts them."""
         self.store = store
@@ -113,6 +118,9 @@ class Service:
         self.history = history
         self.limits = limits
         self.metrics = metrics
+        self.track_new = track_new
+        self.troubles: Mapping[str, str] = {}
+        """What migrations did to tables that cannot be followed, by table."""
         self.answers = True
         """False while the database does not answer."""
         self.captured_rows = 0
@@ -205,6 +213,18 @@ class Service:
         self.captured_rows, self.captured_lag_seconds = look.waiting, look.lag_seconds
         return look
 
+    async def follow(self) -> None:
+        """Notice what migrations did to the app's tables, and tell everybody of new ones."""
+        try:
+            troubles = await self._answer(lambda: self.store.follow(track_new=self.track_new))
+        except Busy:
+            return  # a migration is under way
+        for table in troubles:
+            if troubles[table] != self.troubles.get(table):
+                _log.error("table %r %s", table, troubles[table])
+        self.troubles = troubles
+        self.hub.grow(await self._answer(self.store.registry))
+
     async def reach(self) -> int:
         """The head's number, once it holds all that backends had written before this was asked."""
         look = await self.look()
@@ -243,12 +263,18 @@ class Service:
         return waiting > self.limits.unanswered_bytes_max
 
     async def _watch(self) -> None:
-        """Notice what backends wrote, commits of other relays, and whether the database answers."""
+        """Notice what backends wrote, commits of other relays, migrations, and whether the database
+        answers."""
+        loop = asyncio.get_running_loop()
+        follow_at = loop.time()
         while True:
             await asyncio.sleep(self.limits.poll_seconds)
             try:
                 async with asyncio.timeout(self.limits.store_seconds):
                     await self.look()
+                    if loop.time() >= follow_at:
+                        follow_at = loop.time() + self.limits.migration_seconds
+                        await self.follow()
             except Exception as error:
                 if self.answers:
                     _log.warning("the database does not answer: %s", told(error))

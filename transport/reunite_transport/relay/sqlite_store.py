@@ -12,7 +12,7 @@ WAL mode, in which nobody who reads waits for who writes.
 import asyncio
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from itertools import groupby
 from pathlib import Path
@@ -138,6 +138,10 @@ class SqliteStore:
         by_id = {entry.table.id: entry for entry in (*known, *growth.registered)}
         memory.read(head.registry + 1, RowWriter(ordered(list(by_id.values()))))
         return memory.writer.tables
+
+    async def follow(self, *, track_new: bool) -> Mapping[str, str]:
+        """Nothing: tables of a relay's file are only altered by relays."""
+        return {}
 
     async def greet(
         self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes

@@ -234,6 +234,12 @@ class Store(Protocol):
         database; returns the registry. With `create` false anything new is a TableError."""
         ...
 
+    async def follow(self, *, track_new: bool) -> Mapping[str, str]:
+        """Notice what migrations by others did to the app's tables: columns that they added join
+        the realm, and with `track_new` tables. Returns what is wrong with tables, by name. Raises
+        Busy when a table is in use for too long."""
+        ...
+
     async def greet(
         self, replica: int, acknowledged: int, nonces: Sequence[bytes], seq: int, token: bytes
     ) -> Greeting:
