@@ -102,6 +102,8 @@ class Meta:
     # Changesets up to this id may be in another file as well, which this one is a copy of, or that
     # is a copy of this one.
     shared: int = 0
+    # The tables that were made from the relay's description, and are no app's own: ids with commas.
+    made: str = ""
     # SQLite's own schema counter when the tables were last looked at.
     schema_version: int = -1
     last_sync_ms: int | None = None

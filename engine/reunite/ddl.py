@@ -5,8 +5,9 @@ WITHOUT ROWID) are what has to survive, and a SQL toolkit would translate them.
 """
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
-from reunite.schema import Column, ForeignKey, Table, ascii_lower, quoted
+from reunite.schema import Column, ForeignKey, Table, ascii_lower, default_value, quoted
 
 
 def create_statements(table: Table, taken: Collection[str] = ()) -> list[str]:
@@ -38,6 +39,14 @@ def create_statements(table: Table, taken: Collection[str] = ()) -> list[str]:
                 f" ({_names(index.columns)})"
             )
     return statements
+
+
+def add_column_statement(table: Table, column: Column) -> str:
+    """The statement that adds a column. SQLite takes no moving default for a table that has rows,
+    so such a column gets none."""
+    if default_value(column) is None:
+        column = replace(column, default=None, notnull=False)
+    return f"ALTER TABLE {quoted(table.name)} ADD COLUMN {_column(column, False)}"
 
 
 def _column(column: Column, inline_key: bool) -> str:

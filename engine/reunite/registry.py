@@ -17,7 +17,7 @@ from reunite.apply import apply_rows
 from reunite.bookkeeping import Row, Tracked, lines_of, save_rows, save_table
 from reunite.capture import install
 from reunite.cells.register import Register
-from reunite.ddl import create_statements
+from reunite.ddl import add_column_statement, create_statements
 from reunite.document import EMPTY, KIND_MASK, Document, cell_key, decode, encode, merge
 from reunite.payload import ABSENT, RowRef, pack_image, unpack_image
 from reunite.rebase import merging_rows, steps
@@ -49,6 +49,7 @@ def take_registry(state: State, tables: Sequence[Table]) -> None:
             changed = True
         elif known.remote != table:
             joined |= _renumber(state, known, table)
+            _add_columns(state, known, table)
             changed = True
     if changed:
         state.tables_changed()
@@ -178,10 +179,30 @@ def _create(
             "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,)
         ).fetchone()
         tracked = replace(tracked, sql=sql)
+        state.meta.made += f"{number},"
+        state.save("made")
         install(state.conn, tracked)
         taken |= _names(state.conn, table.name)
     save_table(state.conn, tracked)
     state.tables[number] = tracked
+
+
+def _add_columns(state: State, known: Tracked, remote: Table) -> None:
+    """Give a table that was made from the relay's description the columns that it has got there
+    since. A table of the app's own is the app's to change. `rescan` takes the columns in, with the
+    cells that were kept for them."""
+    if not known.tracked or known.remote is None or str(known.id) not in state.meta.made.split(","):
+        return
+    for column in remote.columns:
+        if known.remote.column(column.name) is None and known.table.column(column.name) is None:
+            state.conn.execute("SAVEPOINT reunite_add")
+            try:
+                state.conn.execute(add_column_statement(known.table, column))
+            except sqlite3.OperationalError:
+                # The app was quicker, or this SQLite cannot have it: its cells are kept.
+                state.conn.execute("ROLLBACK TO reunite_add")
+            finally:
+                state.conn.execute("RELEASE reunite_add")
 
 
 def _unique_keys(realm: Sequence[Table]) -> dict[str, list[set[str]]]:

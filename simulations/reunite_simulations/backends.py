@@ -28,6 +28,7 @@ class Backend:
     # A backend has no file that could go back, so all it writes is of one session.
     session = 0
     apart = True
+    loading = False
 
     def __init__(self, world: "World", name: str, number: int) -> None:
         self.world = world

@@ -69,6 +69,8 @@ class Transaction:
     apart: bool = False
     # Written before a loss of power or a restored backup that may have taken it back.
     doubtful: bool = False
+    # While the file had not loaded all rows yet, which show as they come.
+    loading: bool = False
     # Written after this machine's clock had been changed under a running app, or by another program
     # into a table that had lost its triggers: when it says that it was written is anybody's guess.
     mistimed: bool = False
@@ -153,6 +155,13 @@ class History:
             if transaction.at >= since:
                 transaction.doubtful |= transaction.client == client
                 transaction.returns |= client.startswith(f"{transaction.client}-copy")
+
+    def fold_again(self, backend: str, since: float) -> None:
+        """The relays' database went back to when what this backend wrote was captured and not
+        folded yet: who has it from the lost history has it once more."""
+        for transaction in self.transactions:
+            if transaction.client == backend and transaction.at >= since - 0.001:
+                transaction.repeats = True
 
     def repeat(self, client: str) -> None:
         """This client's file went back, or is a copy, and holds work that it has not sent."""

@@ -23,6 +23,7 @@ from reunite.database import HistorySource
 from reunite.errors import ReuniteError, SyncError
 from reunite.replica import Replica, fold_own, fold_strangers
 from reunite.state import Chance
+from reunite_simulations import observe
 from reunite_simulations.network import Socket
 from reunite_transport.client_session import Event
 from reunite_transport.relay.service import Limits, Service, open_service
@@ -139,6 +140,11 @@ class Client:
         """The app's own connection."""
         assert self._app is not None, f"{self.name} is down"
         return self._app
+
+    @property
+    def loading(self) -> bool:
+        """True while the first load goes on."""
+        return not observe.standing(self.app).loaded
 
     def start(self) -> None:
         """Open the file and begin to sync."""

@@ -68,6 +68,11 @@ class Writer(Protocol):
         """Whether each statement is an edit by itself."""
         ...
 
+    @property
+    def loading(self) -> bool:
+        """Whether not all rows are there yet."""
+        ...
+
     def overheard(self) -> AbstractContextManager[list[str]]:
         """The SQL that is run meanwhile."""
         ...
@@ -96,7 +101,7 @@ def transact(
         at,
         own=chance.random() >= mix.strangers,
     )
-    made.apart = client.apart
+    made.apart, made.loading = client.apart, client.loading
     appends = chance.random() < mix.appends
     # A mix notes what it writes, but not what triggers write elsewhere.
     compares = not isinstance(workload, Mix) or _triggers_write_elsewhere(client.app)

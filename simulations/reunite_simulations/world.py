@@ -252,9 +252,13 @@ class World:
 
     def _restored(self, backup: Path, taken: float) -> None:
         self.history.restores.append(self.now())
+        # What was captured in the backup, and folded since, is folded once more.
+        (first_ms,) = self.store.execute("SELECT min(at) FROM _reunite_captured").fetchone()
         for backend in self.backends:
             # Nobody else has it, unless it was folded and read.
             self.history.doubt(backend.name, taken)
+            if first_ms is not None:
+                self.history.fold_again(backend.name, (first_ms - EPOCH_MS) / 1000)
         self.note("restored", backup.name)
 
     def add_copy(self, client: Client, chance: EventChance) -> None:
@@ -420,8 +424,9 @@ class World:
 
     async def _backend_writes(self, backend: Backend, mix: Mix) -> None:
         """A backend's transactions, until the world heals."""
-        # SQLite fires no trigger for a row that gives way to another by OR REPLACE.
-        mix = replace(mix, strangers=0.0, replace=0.0)
+        # SQLite fires no trigger for a row that gives way to another by OR REPLACE. And a row that
+        # is deleted and inserted again is another, but to who looks before and after.
+        mix = replace(mix, strangers=0.0, replace=0.0, swap=0.0)
         rate = self.settings.writes_per_minute / 60 * self.chance(backend.name).uniform(0.3, 2.0)
         for number in itertools.count(1):
             chance = EventChance(self.settings.seed, backend.name, number)

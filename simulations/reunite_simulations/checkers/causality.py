@@ -107,7 +107,8 @@ def _cycles(steps: Sequence[Transaction | Read], without: Set[str]) -> Iterator[
             past |= bit[element] | past_of_element.get(element, 0)
             had |= bit[element]
         missing = past & ~had
-        if missing:
+        # A first load shows rows as they come.
+        if missing and not (isinstance(step, Transaction) and step.loading):
             names = [element for element in bit if bit[element] & missing][:3]
             yield (
                 f"{step.client} at {step.at:.1f} s does not see {names}, which is in the past"

@@ -141,6 +141,31 @@ def test_what_truncate_empties_is_deleted_and_what_follows_is_there(postgres_url
     run(postgres_url, scenario, LIST, TODO)
 
 
+def test_a_row_that_is_deleted_and_inserted_again_in_one_transaction_was_changed(
+    postgres_url: str,
+) -> None:
+    """So that a backend which writes all rows anew does not undo what others did to them."""
+
+    async def scenario(store: PostgresStore, backend: Connection) -> None:
+        await backend.execute("INSERT INTO person VALUES (1, 'a@x', 'Ann', 7)")
+        await folded(store)
+        async with backend.transaction():
+            await backend.execute("DELETE FROM person")
+            await backend.execute("INSERT INTO person VALUES (1, 'a@x', 'Ann', 8)")
+        now = await time_there(store)
+        offline = edited(at(now - 50, A), {3: "Amy"})
+        await pushed(store, changeset(A, 1, entries((1, offline))))
+        assert (await shown(store))[1,] == {"email": "a@x", "name": "Ann", "age": 8}
+        later = edited(at(now, A), {3: "Amy"})
+        async with backend.transaction():
+            await backend.execute("DELETE FROM person")
+            await backend.execute("INSERT INTO person VALUES (1, 'a@x', 'Ann', 9)")
+        await pushed(store, changeset(A, 2, entries((1, later))))
+        assert (await shown(store))[1,] == {"email": "a@x", "name": "Amy", "age": 9}
+
+    run(postgres_url, scenario)
+
+
 def test_cascades_of_a_backends_delete_are_part_of_it(postgres_url: str) -> None:
     async def scenario(store: PostgresStore, backend: Connection) -> None:
         await backend.execute("INSERT INTO list VALUES (1, 'a')")

@@ -2,14 +2,16 @@
 
 A backend saw the row that it wrote, so what it did comes after everything that the row's document
 says, and it is never written back to the table: the table is where it comes from. An edit is what
-differs between the values before and after, so a counter gets what was added and a text what was
-typed, and a column that was set to what it held is no edit.
+differs between the values before a transaction and after it, so a counter gets what was added and a
+text what was typed, and a column that was set to what it held is no edit, nor is a row that was
+deleted and inserted again.
 
 Nothing here waits or reads a database; `fold` asks a transaction for what it needs.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from reunite.cells.kinds import Author
@@ -122,9 +124,16 @@ class Edits:
         self._now = now_ms << 16
 
     def steps(self, part: Sequence[Written]) -> list[tuple[RowId, Written]]:
-        """Each write with its row, in order. One that gave a row another key is two: the old row
-        went, and a new one came. A row whose key cannot leave the database is left out."""
-        steps = []
+        """Each row's writes, in order, those of one transaction as one. One that gave a row another
+        key is two: the old row went, and a new one came. A row whose key cannot leave the database
+        is left out."""
+        steps: dict[tuple[RowId, int], Written] = {}
+
+        def add(row: RowId, written: Written) -> None:
+            first = steps.get((row, written.transaction))
+            before = written.before if first is None else first.before
+            steps[row, written.transaction] = replace(written, before=before)
+
         for written in part:
             table = self._tables.get(written.table)
             if table is None:
@@ -132,12 +141,14 @@ class Edits:
             before = self._row(table, written.before)
             after = self._row(table, written.after)
             if before is not None and before != after:
-                gone = Written(table.id, written.at, written.before, None)
-                steps.append((before, gone))
+                add(before, replace(written, after=None))
             if after is not None:
-                was = written.before if before == after else None
-                steps.append((after, Written(table.id, written.at, was, written.after)))
-        return steps
+                add(after, written if before == after else replace(written, before=None))
+        return [
+            (row, written)
+            for (row, _), written in steps.items()
+            if written.before is not None or written.after is not None
+        ]
 
     def applied(
         self, steps: Sequence[tuple[RowId, Written]], known: Mapping[RowId, Document]

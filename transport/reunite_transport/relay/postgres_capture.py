@@ -99,13 +99,13 @@ DELETE FROM {captured} WHERE id IN (
     SELECT id FROM {captured}
     WHERE id > $2 AND pg_visible_in_snapshot(tx, $1::text::pg_snapshot) ORDER BY id LIMIT $3
 )
-RETURNING id, tbl, (extract(epoch FROM at) * 1000000)::bigint AS at_us, before, after,
-    before_nulls, after_nulls
+RETURNING id, tx::text::bigint AS tx, tbl, (extract(epoch FROM at) * 1000000)::bigint AS at_us,
+    before, after, before_nulls, after_nulls
 """
 _CONSEQUENCES: Final = """
 DELETE FROM {captured} WHERE tx = pg_current_xact_id() AND (before IS NOT NULL OR after IS NOT NULL)
-RETURNING id, tbl, (extract(epoch FROM at) * 1000000)::bigint AS at_us, before, after,
-    before_nulls, after_nulls
+RETURNING id, tx::text::bigint AS tx, tbl, (extract(epoch FROM at) * 1000000)::bigint AS at_us,
+    before, after, before_nulls, after_nulls
 """
 
 
@@ -269,6 +269,7 @@ class _Decoder:
         at_us = row["at_us"]
         return Written(
             self._table.id,
+            row["tx"],
             None if at_us is None else (at_us << 16) // 1000,
             self._values(row["before"], row["before_nulls"]),
             self._values(row["after"], row["after_nulls"]),

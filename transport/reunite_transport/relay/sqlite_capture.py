@@ -61,6 +61,8 @@ def take(connection: sqlite3.Connection) -> list[Written]:
     return [
         Written(
             table,
+            # SQLite has no number for it, so each write stands for itself.
+            write,
             at << 16,
             before.get(write, {}) if had else None,
             after.get(write, {}) if has else None,

@@ -12,16 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from reunite.ddl import create_statements
+from reunite.ddl import add_column_statement, create_statements
 from reunite.errors import TableError
 from reunite.schema import (
     OWN_PREFIX,
-    Column,
     Table,
     ascii_lower,
-    default_value,
     from_wire,
-    quoted,
     to_wire,
 )
 from reunite_transport.relay.registry import Growth, Registered
@@ -52,7 +49,7 @@ def create(connection: sqlite3.Connection, growth: Growth) -> None:
     for table in growth.created:
         _define(connection, table, create_statements(_held(table)))
     for table, column in growth.added:
-        _define(connection, table, [_add_column_statement(table, column)])
+        _define(connection, table, [add_column_statement(table, column)])
     grown = {table.id: table for table, _ in growth.added}
     install_triggers(connection, (*growth.created, *grown.values()))
     connection.executemany(
@@ -103,18 +100,6 @@ def _held(table: Table) -> Table:
             for foreign_key in table.foreign_keys
         ),
     )
-
-
-def _add_column_statement(table: Table, column: Column) -> str:
-    """SQLite takes no moving default for a table that has rows; the store names a value for every
-    column of a row that it writes, so that none is missed."""
-    words = [quoted(column.name), column.declared]
-    if column.notnull:
-        words.append("NOT NULL")
-    if default_value(column) is not None:
-        words.append(f"DEFAULT {column.default}")
-    body = " ".join(word for word in words if word)
-    return f"ALTER TABLE {quoted(table.name)} ADD COLUMN {body}"
 
 
 def _define(connection: sqlite3.Connection, table: Table, statements: Sequence[str]) -> None:

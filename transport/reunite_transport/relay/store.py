@@ -48,9 +48,11 @@ class Written:
     documents hold them. Without `before` the row was inserted, without `after` deleted; without
     both the whole table was emptied. A column that the table did not have then is missing.
 
-    `at` is the 64-bit time of it (see `clock`), None for a row that came with its table."""
+    `at` is the 64-bit time of it (see `clock`), None for a row that came with its table. What one
+    transaction did to a row counts as one edit: `transaction` is its number, where it has one."""
 
     table: int
+    transaction: int
     at: int | None
     before: Mapping[int, Value] | None
     after: Mapping[int, Value] | None
