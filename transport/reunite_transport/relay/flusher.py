@@ -178,6 +178,8 @@ class Flusher:
 
     async def fold(self) -> None:
         """Return once what backends have written until now is folded. Raises StoreError."""
+        if self._stopping:
+            raise StoreError("the relay stops")
         waiter = asyncio.get_running_loop().create_future()
         self._folds.append(waiter)
         self.fold_soon(1)

@@ -14,7 +14,7 @@ have a form of their own in JSON (composites, types of extensions): their text i
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Final
 
 import asyncpg
@@ -101,6 +101,11 @@ DELETE FROM {captured} WHERE id IN (
 )
 RETURNING id, tx::text::bigint AS tx, tbl, (extract(epoch FROM at) * 1000000)::bigint AS at_us,
     before, after, before_nulls, after_nulls
+"""
+_OTHERS: Final = """
+SELECT id, tx::text::bigint AS tx, tbl, (extract(epoch FROM at) * 1000000)::bigint AS at_us,
+    before, after, before_nulls, after_nulls
+FROM {captured} WHERE tx <> pg_current_xact_id() AND tbl = ANY ($1::integer[]) LIMIT $2
 """
 _CONSEQUENCES: Final = """
 DELETE FROM {captured} WHERE tx = pg_current_xact_id() AND (before IS NOT NULL OR after IS NOT NULL)
@@ -203,12 +208,18 @@ class Captured:
         rows = await self._connection.fetch(_CONSEQUENCES.format(captured=self._own.captured))
         return self._written(rows)
 
-    async def has_more(self) -> bool:
-        """True when backends wrote since the first part was read."""
-        found: bool = await self._connection.fetchval(
-            f"SELECT EXISTS (SELECT FROM {self._own.captured} WHERE tx <> pg_current_xact_id())"
+    async def has_other(self, found: Sequence[Written]) -> bool:
+        """True when backends wrote, since the parts were read, to rows that these are of; or so
+        much to their tables that nobody should look through it."""
+        rows = await self._connection.fetch(
+            _OTHERS.format(captured=self._own.captured),
+            list({written.table for written in found}),
+            PART_ROWS,
         )
-        return found
+        mine = set(self._decoders.keys(found))
+        return len(rows) >= PART_ROWS or not mine.isdisjoint(
+            self._decoders.keys(self._decoders.read(rows))
+        )
 
     def _written(self, rows: Sequence[asyncpg.Record]) -> list[Written]:
         ordered = sorted(rows, key=lambda row: row["id"])
@@ -243,6 +254,11 @@ class Decoders:
             self._by_table[row["tbl"]].written(row) for row in rows if row["tbl"] in self._by_table
         ]
 
+    def keys(self, found: Iterable[Written]) -> Iterator[tuple[int, tuple[Value, ...]]]:
+        """The rows that these writes are of, by table and key."""
+        for written in found:
+            yield from self._by_table[written.table].keys(written)
+
 
 class _Number(str):
     """A number of JSON as it was written."""
@@ -264,6 +280,11 @@ class _Decoder:
         self._special = special
         self._names = names
         self._numeric_keys = numeric_keys(table)
+
+    def keys(self, written: Written) -> Iterator[tuple[int, tuple[Value, ...]]]:
+        for values in (written.before, written.after):
+            if values is not None:
+                yield self._table.id, tuple(values.get(c.id) for c in self._table.key)
 
     def written(self, row: asyncpg.Record) -> Written:
         at_us = row["at_us"]

@@ -116,8 +116,8 @@ class PostgresTransaction:
         `captured` may have written what they wrote upon, so then it is Busy."""
         with translated():
             found = await self._captured.consequences()
-            if found and await self._captured.has_more():
-                raise Busy("a backend writes beside a trigger or a foreign key of the relay's rows")
+            if found and await self._captured.has_other(found):
+                raise Busy("a backend wrote to a row that a trigger or a foreign key changes, too")
         return found
 
     async def standings(self, replicas: Sequence[int]) -> Mapping[int, Standing]:
