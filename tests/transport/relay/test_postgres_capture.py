@@ -267,7 +267,7 @@ def test_a_trigger_changes_a_row_beside_a_backend(postgres_url: str, same: bool)
         row = 1 if same else 2
         # When what was captured has been read.
         meanwhile = f"UPDATE list SET title = 'b' WHERE id = {row}"
-        store._connection = Beside(store._connection, backend, meanwhile)
+        store._connection = Beside(store._connection, backend, meanwhile)  # type: ignore[assignment]
         outcome = await folded_with(store, mine)
         assert outcome.verdicts == ((Postponed() if same else Taken()),)
         if same:
