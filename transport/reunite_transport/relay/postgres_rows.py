@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 from asyncpg import Record
 
 from reunite.cells.register import Value
+from reunite.keys import unpack_key
 from reunite.schema import Column, Table, ascii_lower
 from reunite.types import fitting_type
 from reunite_transport.relay.postgres_bookkeeping import Connection
@@ -29,6 +30,7 @@ from reunite_transport.relay.postgres_row_sql import (
     update_sql,
 )
 from reunite_transport.relay.postgres_schema import enforceable_keys, text_function
+from reunite_transport.relay.postgres_sequences import advance
 from reunite_transport.relay.store import Busy, RowChange, RowId, Violation
 
 _CHANGING_ACTIONS: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
@@ -59,12 +61,14 @@ class RowWriter:
         tables: Sequence[Table],
         real_types: Mapping[int, Mapping[str, ColumnSql]] | None = None,
         names: Mapping[str, Set[str]] | None = None,
+        sequences: Mapping[int, str] | None = None,
     ) -> None:
         """`tables` stand parents first. `real_types` holds the SQL of columns of other types than
         a relay makes, by table id and column name; `names` are the columns that the tables really
-        have, by table."""
+        have, by table; `sequences` are those behind keys (see `postgres_sequences`)."""
         self.tables = tuple(tables)
         self._schema = schema
+        self._sequences = sequences or {}
         special = real_types or {}
         self.decoders = Decoders(self.tables, special, names or {})
         self._shapes = {
@@ -168,6 +172,11 @@ class RowWriter:
         if counts["matched"] != len(rows):
             raise Violation(f"table {name!r}: a trigger changes the primary key")
         _note(found, shape, rows, shape.cells, made)
+        sequence = self._sequences.get(shape.table.id)
+        if sequence is not None:
+            keys = [key for row in rows for key in unpack_key(row.row.key) if isinstance(key, int)]
+            with translated(name):
+                await advance(connection, sequence, keys)
 
     def _update_statement(
         self, shape: Shape, changed: tuple[int, ...], compared: tuple[int, ...]

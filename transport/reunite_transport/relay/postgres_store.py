@@ -53,6 +53,7 @@ from reunite_transport.relay.postgres_reading import KEPT, LOOK, LOSSES, PAGE, s
 from reunite_transport.relay.postgres_registry import create as create_growth
 from reunite_transport.relay.postgres_registry import highest_id, read_registry
 from reunite_transport.relay.postgres_rows import RowWriter
+from reunite_transport.relay.postgres_sequences import read_sequences
 from reunite_transport.relay.postgres_transaction import STATEMENT_MS_MAX, PostgresTransaction
 from reunite_transport.relay.registry import Registered, grow, ordered
 from reunite_transport.relay.store import (
@@ -471,7 +472,9 @@ class PostgresStore:
 
     async def _writer(self, reader: Reader, registered: Sequence[Registered]) -> RowWriter:
         tables = ordered(registered)
-        return RowWriter(self._schema, tables, *await read_column_sql(reader, self._schema, tables))
+        special, names = await read_column_sql(reader, self._schema, tables)
+        sequences = await read_sequences(reader, self._schema, tables)
+        return RowWriter(self._schema, tables, special, names, sequences)
 
 
 def _checked(memory: Memory[RowWriter], head: asyncpg.Record | None) -> asyncpg.Record:
