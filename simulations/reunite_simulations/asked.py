@@ -17,11 +17,12 @@ from reunite_simulations.workload import Mix
 # Limits, so that a slip of the finger does not fill the memory.
 REPLICAS_MAX: Final = 100
 RELAYS_MAX: Final = 20
+BACKENDS_MAX: Final = 20
 # As short as shrinking makes a world.
 MINUTES_MIN: Final = 0.01
 
 _EVENT: Final = re.compile(r"([a-z][a-z0-9-]*):[1-9][0-9]*", re.ASCII)
-_CLIENT: Final = re.compile(r"client[1-9][0-9]*(-copy[1-9][0-9]*)*", re.ASCII)
+_WRITER: Final = re.compile(r"client[1-9][0-9]*(-copy[1-9][0-9]*)*|backend[1-9][0-9]*", re.ASCII)
 
 
 def asked_settings(
@@ -34,17 +35,19 @@ def asked_settings(
     minutes: float,
     faults: str | Sequence[str],
     only: str | None,
+    backends: int | None = None,
     workload: Workload | None = None,
 ) -> Settings:
     """The settings of a world that begins with SQL or a database. Raises UsageError for what no
     world can be like."""
-    check_numbers(seed=seed, replicas=replicas, relays=relays, minutes=minutes)
+    check_numbers(seed=seed, replicas=replicas, relays=relays, minutes=minutes, backends=backends)
     return Settings(
         seed=seed,
         schema=sql,
         database=database,
         replicas=replicas,
         relays=relays,
+        backends=backends,
         minutes=minutes,
         faults=asked_faults(faults),
         only=asked_events(only),
@@ -84,17 +87,20 @@ def asked_events(words: str | None) -> frozenset[str] | None:
     events = named_events(words)
     for event in sorted(events):
         found = _EVENT.fullmatch(event)
-        if found is None or not (found[1] in faults.FAULTS or _CLIENT.fullmatch(found[1])):
+        if found is None or not (found[1] in faults.FAULTS or _WRITER.fullmatch(found[1])):
             raise UsageError(f"{event!r} is no event; they are named as client1:5 or crash:2")
     return events
 
 
-def check_numbers(*, seed: int, replicas: int, relays: int, minutes: float) -> None:
+def check_numbers(
+    *, seed: int, replicas: int, relays: int, minutes: float, backends: int | None = None
+) -> None:
     """Raise UsageError for a number that no world can have."""
     for name, number, least, most in (
         ("seed", seed, -math.inf, math.inf),
         ("replicas", replicas, 1, REPLICAS_MAX),
         ("relays", relays, 1, RELAYS_MAX),
+        ("backends", backends or 0, 0, BACKENDS_MAX),
     ):
         if not isinstance(number, int) or isinstance(number, bool):
             raise UsageError(f"{name} is {number!r}; it must be a whole number")

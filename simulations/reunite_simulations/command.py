@@ -20,6 +20,7 @@ from rich.table import Table
 from reunite.errors import FileError, ReuniteError, UsageError
 from reunite_simulations import faults
 from reunite_simulations.asked import (
+    BACKENDS_MAX,
     MINUTES_MIN,
     RELAYS_MAX,
     REPLICAS_MAX,
@@ -59,6 +60,15 @@ def simulate(
     relays: Annotated[
         int, typer.Option(min=1, max=RELAYS_MAX, help="Relays that share a store.")
     ] = 2,
+    backends: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=BACKENDS_MAX,
+            help="Programs that write the relays' database.",
+            show_default="the seed says",
+        ),
+    ] = None,
     minutes: Annotated[
         float, typer.Option(min=MINUTES_MIN, help="Virtual minutes until all heals.")
     ] = 60,
@@ -108,6 +118,7 @@ def simulate(
         seed=seed or 0,
         replicas=replicas,
         relays=relays,
+        backends=backends,
         minutes=minutes,
         faults=fault_names,
         only=only,

@@ -89,6 +89,8 @@ def command_line(settings: Settings, schema: Path | None = None) -> str:
     elif schema is not None:
         words += ["--schema", str(schema.absolute())]
     words += ["--seed", str(settings.seed), "--replicas", str(settings.replicas)]
+    if settings.backends is not None:
+        words += ["--backends", str(settings.backends)]
     words += ["--relays", str(settings.relays), "--minutes", f"{settings.minutes:.10g}"]
     words += ["--faults", ",".join(settings.faults) or "none"]
     if settings.only is not None:
@@ -100,7 +102,8 @@ def call(settings: Settings) -> str:
     """The Python call that does, for a test's own schema and workload."""
     return (
         f"simulate(schema, workload, {','.join(settings.faults) or 'none'!r}, {settings.seed},"
-        f" replicas={settings.replicas}, relays={settings.relays}, minutes={settings.minutes:.10g},"
+        f" replicas={settings.replicas}, relays={settings.relays}, backends={settings.backends},"
+        f" minutes={settings.minutes:.10g},"
         f" only={_events(settings)!r})"
     )
 

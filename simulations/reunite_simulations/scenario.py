@@ -27,6 +27,7 @@ def simulate(
     *,
     replicas: int = 5,
     relays: int = 2,
+    backends: int | None = None,
     minutes: float = 5.0,
     only: str | None = None,
     check: bool = True,
@@ -40,6 +41,9 @@ def simulate(
     alone or with its weight. A transaction is a function of an `sqlite3.Connection` and a
     `random.Random`, from which it must take all that it chooses. It runs SQL, and neither begins
     nor commits; an `sqlite3.Error` that it lets out rolls it back and is no failure.
+
+    `backends` are programs that write the relays' database with a mix's SQL, where there is no
+    transaction of the user's own; None lets the seed say how many.
 
     `faults` are kinds or groups of faults, or "all" or "none". `only` names the events that
     happen, as a failure tells them.
@@ -60,6 +64,7 @@ def simulate(
         seed=seed,
         replicas=replicas,
         relays=relays,
+        backends=backends,
         minutes=minutes,
         faults=faults,
         only=only,
