@@ -6,11 +6,12 @@
 #   make check    lint, format and types
 #   make soak     real processes under faults for half an hour; SOAK_MINUTES=5 sets how long
 #   make bench    the benchmarks
+#   make load     backends and clients write the same rows; LOAD='--seconds 10' sets how
 #   make clean    remove what the others made
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := demo
-.PHONY: demo test check soak bench clean FORCE
+.PHONY: demo test check soak bench load clean FORCE
 
 WORKERS ?= auto
 SOAK_MINUTES ?= 30
@@ -35,6 +36,10 @@ soak: .venv/runs
 
 bench: .venv/runs
 	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m benchmarks.backend
+
+load: .venv/runs
+	@$(BIN)/python -m benchmarks.load $(LOAD)
 
 clean:
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,9 @@
 """Measure what reunite costs beside raw SQLite and raw Postgres, and check what was measured.
 
-    make bench
     .venv/bin/python -m benchmarks.run [--rows 10000] [--rounds 5] [--json]
+
+What backends write is measured by `benchmarks.backend` and, beside clients, by `benchmarks.load`;
+`make bench` runs this one and the former.
 
 Local figures compare the best round of either side, which is what the code costs: what else a
 machine does only adds to a time. Figures of sync are medians over the rounds. Results are verified

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from reunite_transport.messages import Commit, Error, Known, Rejected
+from reunite_transport.messages import Commit, EntryKind, Error, Known, Rejected
 from reunite_transport.relay import flusher as flusher_module
 from reunite_transport.relay.admission import Changeset
 from reunite_transport.relay.commit import Outcome, commit_batch
@@ -41,10 +41,21 @@ class World:
         client.hear()
         return client
 
-    def push(self, client: Client, number: int, title: str = "t", size: int = 1) -> None:
-        """Push a row of its own: its key tells author and number."""
-        key = client.replica * 1_000 + number
-        pushed = ready(number, todo(client.replica, key, title * size))
+    def push(
+        self,
+        client: Client,
+        number: int,
+        title: str = "t",
+        size: int = 1,
+        *,
+        key: int | None = None,
+        kind: EntryKind = EntryKind.WHOLE,
+    ) -> None:
+        """Push a row of its own, or the one that came with `key`: its key tells author and
+        number."""
+        key = client.replica * 1_000 + (key or number)
+        pushed = ready(number, todo(client.replica, key, title * size, at=number))
+        pushed = replace(pushed, sections=(replace(pushed.sections[0], kinds=(kind,)),))
         # Of its own for each author: the same one would be the work of a copied file.
         nonce = client.replica.to_bytes(4, "big") + number.to_bytes(4, "big")
         self.flusher.push(client.member, replace(pushed, nonce=nonce))
@@ -121,6 +132,23 @@ def test_a_batch_is_bounded_and_everybody_has_a_turn(monkeypatch: pytest.MonkeyP
             assert world.batches[:2] == [[(1, 1), (1, 2)], [(2, 1), (1, 3)]]
             while 5 not in (await one.next(Commit)).acknowledged:
                 pass
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_edits_few_rows_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flusher_module, "BATCH_EDITS_MAX", 2)
+
+    async def scenario() -> None:
+        async with at_work() as world:
+            one = await world.client(1)
+            for number in range(1, 6):
+                world.push(one, number)
+            for number in range(6, 11):
+                world.push(one, number, kind=EntryKind.PARTIAL, key=number - 5)
+            while 10 not in (await one.next(Commit)).acknowledged:
+                pass
+            assert [len(batch) for batch in world.batches] == [7, 2, 1]
 
     asyncio.run(scenario())
 

@@ -1,10 +1,11 @@
 """What Postgres captures of backends' writes, and what is Postgres's own in folding them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
+from unittest.mock import patch
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -16,6 +17,8 @@ from reunite_transport.relay import postgres_store, postgres_transaction
 from reunite_transport.relay.admission import Changeset
 from reunite_transport.relay.commit import Outcome, Postponed, Taken, commit_batch
 from reunite_transport.relay.postgres_store import PostgresStore, open_postgres
+from reunite_transport.relay.postgres_transaction import PostgresTransaction
+from reunite_transport.relay.store import RowId
 from tests.contracts.backend_contract import documents, folded, pushed, shown, time_there
 from tests.contracts.pushes import (
     PERSON,
@@ -330,6 +333,65 @@ def test_a_row_that_is_waited_for_is_had_when_the_backend_ends(
             await watcher.close()
         assert (await trying).verdicts == (Taken(),)
         assert (await shown(store))[1,] == {"email": "a@x", "name": "Amy", "age": 8}
+
+    run(postgres_url, scenario)
+
+
+def test_of_several_changesets_only_the_first_is_waited_for(postgres_url: str) -> None:
+    """Else a backend that waits for its row would wait for all the others, one after another."""
+
+    async def scenario(store: PostgresStore, backend: Connection) -> None:
+        await backend.execute(
+            "INSERT INTO person SELECT i, i::text, 'Ann', 7 FROM generate_series(1, 9) AS i"
+        )
+        await folded(store)
+        now = await time_there(store)
+        mine = [
+            changeset(author, 1, entries((author, edited(at(now, author), {3: "Amy"}))))
+            for author in range(1, 10)
+        ]
+        for replica in range(1, 10):
+            await store.greet(replica, 0, (), 0, b"")
+        holds: list[tuple[int, bool]] = []
+        hold = PostgresTransaction.hold
+
+        async def noted(
+            self: PostgresTransaction, rows: Sequence[RowId], *, patiently: bool = False
+        ) -> Collection[RowId]:
+            holds.append((len(rows), patiently))
+            return await hold(self, rows, patiently=patiently)
+
+        with patch.object(PostgresTransaction, "hold", noted):
+            async with backend.transaction():
+                await backend.execute("UPDATE person SET age = 8 WHERE id <> 5")
+                outcome = await folded_with(store, *mine, patiently=True)
+        assert outcome.verdicts == (*[Postponed()] * 4, Taken(), *[Postponed()] * 4)
+        assert holds == [(1, True), (8, False)]
+
+    run(postgres_url, scenario)
+
+
+def test_what_a_backend_writes_while_others_are_folded_is_folded_before_a_merge(
+    postgres_url: str,
+) -> None:
+    async def scenario(store: PostgresStore, backend: Connection) -> None:
+        await backend.execute("INSERT INTO person VALUES (1, 'a@x', 'Ann', 7)")
+        await folded(store)
+        now = await time_there(store)
+        mine = changeset(A, 1, entries((1, edited(at(now, A), {3: "Amy"}))))
+        hold = PostgresTransaction.hold
+
+        async def late(
+            self: PostgresTransaction, rows: Sequence[RowId], *, patiently: bool = False
+        ) -> Collection[RowId]:
+            await backend.execute("UPDATE person SET age = 8, name = 'Ada'")
+            return await hold(self, rows, patiently=patiently)
+
+        with patch.object(PostgresTransaction, "hold", late):
+            outcome = await folded_with(store, mine)
+        assert (outcome.verdicts, outcome.folded) == ((Taken(),), 1)
+        assert (await shown(store))[1,] == {"email": "a@x", "name": "Ada", "age": 8}
+        assert await backend.fetchrow("SELECT name, age FROM person") == ("Ada", 8)
 
     run(postgres_url, scenario)
 

@@ -11,7 +11,6 @@ Nothing here waits or reads a database; `fold` asks a transaction for what it ne
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from reunite.cells.kinds import Author
@@ -56,11 +55,12 @@ class Folded:
                 self.rows = None
 
 
-async def fold(transaction: StoreTransaction, replica: int, *, history: bool) -> Folded:
-    """Fold all that backends wrote and no commit has folded, and record the documents. With
-    `history` what is overwritten is kept. Each part is done with before the next is read,
-    so that a statement which changed all rows of a large table takes little memory."""
-    folded = Folded()
+async def fold(
+    transaction: StoreTransaction, replica: int, folded: Folded, *, history: bool
+) -> None:
+    """Fold all that backends wrote and no commit has folded, record the documents, and add them to
+    `folded`. With `history` what is overwritten is kept. Each part is done with before the next is
+    read, so that a statement which changed all rows of a large table takes little memory."""
     tables = {table.id: table for table in transaction.tables}
     async for part in transaction.captured():
         start = 0
@@ -71,7 +71,6 @@ async def fold(transaction: StoreTransaction, replica: int, *, history: bool) ->
                 start = at + 1
         await _fold_part(transaction, part[start:], tables, replica, folded, history)
         folded.count += len(part)
-    return folded
 
 
 async def _fold_part(
@@ -118,6 +117,10 @@ class Edits:
 
     def __init__(self, tables: Mapping[int, Table], replica: int, now_ms: int) -> None:
         self._tables = tables
+        self._keys = {
+            table.id: tuple(column.id for column in table.key) for table in tables.values()
+        }
+        self._columns = {table.id: columns_of(table.cells) for table in tables.values()}
         self._replica = replica
         # Its id is new at every start, so it numbers this run of the process as well.
         self._author = Author(replica, replica)
@@ -132,18 +135,24 @@ class Edits:
         def add(row: RowId, written: Written) -> None:
             first = steps.get((row, written.transaction))
             before = written.before if first is None else first.before
-            steps[row, written.transaction] = replace(written, before=before)
+            steps[row, written.transaction] = written._replace(before=before)
 
         for written in part:
-            table = self._tables.get(written.table)
-            if table is None:
+            key = self._keys.get(written.table)
+            if key is None:
                 continue  # not tracked any more
-            before = self._row(table, written.before)
-            after = self._row(table, written.after)
-            if before is not None and before != after:
-                add(before, replace(written, after=None))
+            old = _key(key, written.before)
+            new = _key(key, written.after)
+            after = self._row(written.table, new)
+            if old == new:
+                if after is not None:
+                    add(after, written)
+                continue
+            before = self._row(written.table, old)
+            if before is not None:
+                add(before, written._replace(after=None))
             if after is not None:
-                add(after, written if before == after else replace(written, before=None))
+                add(after, written._replace(before=None))
         return [
             (row, written)
             for (row, _), written in steps.items()
@@ -193,15 +202,15 @@ class Edits:
         )
         return None
 
-    def _row(self, table: Table, values: Mapping[int, Value] | None) -> RowId | None:
-        if values is None:
+    def _row(self, table: int, key: tuple[Value, ...] | None) -> RowId | None:
+        if key is None:
             return None
-        key = tuple(values.get(column.id) for column in table.key)
         problem = key_problem(key)
         if problem is not None:
-            _log.error("table %r: a backend's row does not sync: %s", table.name, problem)
+            name = self._tables[table].name
+            _log.error("table %r: a backend's row does not sync: %s", name, problem)
             return None
-        return RowId(table.id, pack_key(key))
+        return RowId(table, pack_key(key))
 
     def _after(self, row: RowId, before: Document | None, written: Written) -> Document | None:
         at = self._now if written.at is None else written.at
@@ -209,7 +218,7 @@ class Edits:
             return before  # it came with its table, and more is known of it
         if written.after is None:
             return _deleted(before, at, self._replica) if before and before.alive else before
-        columns = columns_of(self._tables[row.table].cells)
+        columns = self._columns[row.table]
         if before is None:
             return self._inserted(columns, written, at)
         if not before.alive:
@@ -246,14 +255,16 @@ class Edits:
         for place, column in enumerate(columns.columns):
             if column.id not in written.after:
                 continue
-            key, shown = columns.keys[place], columns.value(before, place)
-            was = shown
+            key, now = columns.keys[place], written.after[column.id]
             if written.before is not None:
                 # A column that was added since has its default in the rows that were there.
                 was = written.before.get(column.id, columns.defaults[place])
-            now = written.after[column.id]
+            else:
+                was = columns.value(before, place)
             if columns.is_same(key, was, now):
                 continue
+            # Only now, as a cell that merges costs something to read.
+            shown = columns.value(before, place)
             seen = None if same(was, shown) else (was,)
             edit = columns.edit(before, key, now, self._author, seen=seen)
             # Above all cells of the column, or another of them would go on showing.
@@ -264,6 +275,10 @@ class Edits:
         if not touched:
             return before
         return before._replace(edited=max(before.edited, stamp(at, self._replica)), cells=cells)
+
+
+def _key(columns: Sequence[int], values: Mapping[int, Value] | None) -> tuple[Value, ...] | None:
+    return None if values is None else tuple([values.get(column) for column in columns])
 
 
 def _values(columns: Columns, found: Mapping[int, Value]) -> list[Value]:

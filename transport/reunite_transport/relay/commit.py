@@ -4,9 +4,10 @@ Every changeset is taken whole or not at all, in the order of its client's numbe
 in memory and written in one piece; when the database refuses that, the batch is halved and merged
 again on what was taken so far, until the one bad changeset stands alone.
 
-What backends wrote comes first. The rows of the batch are held before that is read: so whatever a
-backend did to one of them is either folded, and merged with, or not done yet. A changeset with a
-row that a backend is at waits, and with it its client's later ones.
+What backends wrote comes first. Then the rows of the batch are held, and what backends wrote until
+then is folded, too: so whatever a backend did to one of them is either folded, and merged with, or
+not done yet. That is little, as most was folded while nobody waited for these rows. A changeset
+with a row that a backend is at waits, and with it its client's later ones.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -106,6 +107,12 @@ class Outcome:
     folded: int = 0
 
 
+# While rows are held, no more than about so many writes should be left to fold: milliseconds. Where
+# backends write faster than they are folded that is never so, hence the end.
+_FEW_WRITES: Final = 50
+_FOLDS_MAX: Final = 4
+
+
 async def commit_batch(
     store: Store,
     batch: Sequence[Changeset],
@@ -117,7 +124,8 @@ async def commit_batch(
 ) -> Outcome:
     """Commit what backends wrote and what can be taken of a batch, as one commit with this token.
     With `refill` false what is offered after a restore is refused; with `history` what is
-    overwritten is kept; `patiently` rows that a backend is at are waited for, for a moment.
+    overwritten is kept; `patiently` rows of the first changeset that a backend is at are waited
+    for, for a moment.
 
     Raises StoreError when the database fails. It may then be committed all the same; clients that
     connect again learn which of their changesets are in.
@@ -128,8 +136,15 @@ async def commit_batch(
         commit = _Commit(transaction, trials, store.replica, tables, refill=refill)
         repeated = await transaction.accepted_nonces([c.nonce for c in batch])
         candidates = commit.admit(batch, standings, repeated)
-        await commit.hold(candidates, patiently=patiently)
-        folded = await fold(transaction, store.replica, history=history)
+        folded = Folded()
+        for _ in range(_FOLDS_MAX if candidates else 1):
+            known = folded.count
+            await fold(transaction, store.replica, folded, history=history)
+            if folded.count - known <= _FEW_WRITES:
+                break
+        if candidates:
+            await commit.hold(candidates, patiently=patiently)
+            await fold(transaction, store.replica, folded, history=history)
         rows = dict.fromkeys(entry.row for c in candidates for entry in c.entries)
         commit.load(await transaction.documents(list(rows)), folded)
         await commit.attempt(candidates)
@@ -250,16 +265,20 @@ class _Commit:
     async def hold(self, candidates: Sequence[_Candidate], *, patiently: bool) -> None:
         """Keep backends from the rows of these candidates, and postpone those of which a backend
         keeps one from us."""
-        rows = dict.fromkeys(entry.row for c in candidates for entry in c.entries)
+        if patiently and len(candidates) > 1:
+            # Of the first one only: whoever waits for a row that is held waits for all of this.
+            await self.hold(candidates[:1], patiently=True)
+            candidates, patiently = candidates[1:], False
+        rows = sorted({entry.row for c in candidates for entry in c.entries})
         if not rows:
             return
         try:
             async with self._transaction.savepoint():
-                held = set(await self._transaction.hold(list(rows), patiently=patiently))
+                held = set(await self._transaction.hold(rows, patiently=patiently))
         except (Violation, Busy) as error:
             if len(candidates) > 1:
                 for candidate in candidates:
-                    await self.hold([candidate], patiently=patiently)
+                    await self.hold([candidate], patiently=False)
             else:
                 self.verdicts[candidates[0].place] = _meaning(error)
             return

@@ -2,13 +2,13 @@
 
 It takes what is queued, up to bounds, as one batch, has `commit_batch` decide it in one
 transaction, and hands the outcome to the hub. Each client's changesets stay in their order; a
-client whose changeset is postponed waits alone, for longer each time, and after a few times its
-rows are waited for. A database that fails or goes away is tried again with the same back-off, and
-connections stay. One that went back to an earlier state fails, too, until `service` has noticed and
-has all that is queued dropped.
+client whose changeset is postponed waits alone, for longer each time, and after a few times the
+rows of the first are waited for. A database that fails or goes away is tried again with the same
+back-off, and connections stay. One that went back to an earlier state fails, too, until `service`
+has noticed and has all that is queued dropped.
 
 What backends wrote is folded with each batch, and by itself where there is none; also before the
-batch where it is much, as rows are held while it is folded.
+batch where it is much, so that nobody waits for the verdict meanwhile.
 
 An attempt that failed may have been committed all the same, its answer lost. Tried again, its
 changesets are duplicates then, which `commit_batch` ignores; their authors connect again, and the
@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from reunite_transport.messages import TOKEN_BYTES
+from reunite_transport.messages import TOKEN_BYTES, EntryKind
 from reunite_transport.relay.admission import Changeset, Refused
 from reunite_transport.relay.commit import (
     Ignored,
@@ -44,6 +44,8 @@ from reunite_transport.relay_session import PushReady
 
 # Where bigger batches stop being faster; a changeset larger than this is a batch by itself.
 BATCH_ROWS_MAX: Final = 5_000
+# Of rows that are there already, which backends wait for until the commit: some 100 us for each.
+BATCH_EDITS_MAX: Final = 300
 BATCH_BYTES_MAX: Final = 16 << 20
 # Above this, connections are not read until batches have gone through.
 QUEUED_BYTES_MAX: Final = 128 << 20
@@ -52,8 +54,9 @@ QUEUED_BYTES_MAX: Final = 128 << 20
 DELAY_SECONDS_MIN: Final = 0.05
 DELAY_SECONDS_MAX: Final = 5.0
 
-# So often a changeset is put off because of rows that a backend is at; then they are waited for: a
-# row that three backends update in a loop is seldom free at any moment.
+# So often a client is put off because of rows that a backend is at; then they are waited for, until
+# a batch has all that it sent: a row that three backends update in a loop is seldom free at any
+# moment.
 WAITED_MAX: Final = 3
 
 # So often a changeset may end its session by an error of ours; a passing one is over by then.
@@ -82,10 +85,12 @@ def random_token() -> bytes:
 
 @dataclass(slots=True)
 class _Queued:
-    """A changeset that waits for its verdict; `unsure` when the outcome of an attempt was lost."""
+    """A changeset that waits for its verdict, with so many rows, of which some are `edits` of rows
+    that are there; `unsure` when the outcome of an attempt was lost."""
 
     changeset: Changeset
     rows: int
+    edits: int
     size: int
     unsure: bool = False
 
@@ -95,7 +100,7 @@ class _Line:
     """One client's changesets, in order. `alone` keeps a line whose batch failed in batches of
     its own until one succeeds, so that nobody waits for what only this client runs into. `single`
     takes the changesets of such a line one by one, to tell which of them it is. `waited` counts how
-    often in a row the first was put off because of a lock."""
+    often in a row some were put off because of a lock."""
 
     member: Member
     queued: deque[_Queued] = field(default_factory=deque)
@@ -166,7 +171,8 @@ class Flusher:
             sections=push.sections,
         )
         line = self._line_by_member.setdefault(member, _Line(member))
-        line.queued.append(_Queued(changeset, push.rows, push.size))
+        edits = sum(section.kinds.count(EntryKind.PARTIAL) for section in push.sections)
+        line.queued.append(_Queued(changeset, push.rows, edits, push.size))
         line.size += push.size
         self.queued_bytes += push.size
         self._changed.set()
@@ -219,7 +225,7 @@ class Flusher:
             while not self._stopping:
                 now = asyncio.get_running_loop().time()
                 folds = self._unfolded > 0 and self._fold_not_before <= now
-                # While much is folded, no row of a batch is held.
+                # Much is folded by itself.
                 much = folds and self._unfolded >= BACKLOG_MAX
                 batch = [] if much else self._take_batch(now)
                 if batch or folds:
@@ -245,18 +251,24 @@ class Flusher:
         """What to commit next, in order, from as many lines as the bounds allow. It stays in its
         lines until there is a verdict."""
         batch: list[tuple[_Line, list[_Queued]]] = []
-        rows = size = 0
+        rows = edits = size = 0
         for line in list(self._line_by_member.values()):
-            by_itself = line.alone or line.waited > WAITED_MAX
-            if line.not_before > now or (by_itself and batch):
+            # Who is waited for stands first, so that nothing is held meanwhile.
+            first = line.alone or line.waited > WAITED_MAX
+            if line.not_before > now or (first and batch):
                 continue
             taken: list[_Queued] = []
             for queued in line.queued:
-                full = rows + queued.rows > BATCH_ROWS_MAX or size + queued.size > BATCH_BYTES_MAX
+                full = (
+                    rows + queued.rows > BATCH_ROWS_MAX
+                    or edits + queued.edits > BATCH_EDITS_MAX
+                    or size + queued.size > BATCH_BYTES_MAX
+                )
                 if full and (batch or taken):
                     break
                 taken.append(queued)
                 rows += queued.rows
+                edits += queued.edits
                 size += queued.size
                 if line.single:
                     break
@@ -265,7 +277,7 @@ class Flusher:
             batch.append((line, taken))
             # To the end, so that one who pushes without pause does not keep the others waiting.
             self._line_by_member[line.member] = self._line_by_member.pop(line.member)
-            if by_itself:
+            if line.alone:
                 break
         return batch
 
@@ -406,6 +418,8 @@ class Flusher:
         for line, taken in batch:
             verdict_by_queued = [(queued, next(verdicts)) for queued in taken]
             line.alone = line.single
+            postponed = any(verdict == Postponed() for _, verdict in verdict_by_queued)
+            line.waited = line.waited + 1 if postponed else 0
             if self._line_by_member.get(line.member) is not line:
                 continue  # forgotten meanwhile
             for queued, verdict in verdict_by_queued:
@@ -422,7 +436,6 @@ class Flusher:
                         self._end(line)
                         break
                     case Postponed():
-                        line.waited += 1
                         self._metrics.postponed()
                         self._put_off(line)
                         break
@@ -455,7 +468,6 @@ class Flusher:
         self._shrink(line, queued.size)
         self._failures.pop((queued.changeset.replica, queued.changeset.nonce), None)
         line.delay = line.not_before = 0.0
-        line.waited = 0
 
     def _try_again(self, batch: list[tuple[_Line, list[_Queued]]]) -> None:
         for line, taken in batch:

@@ -14,7 +14,7 @@ have a form of their own in JSON (composites, types of extensions): their text i
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Final
 
 import asyncpg
@@ -26,6 +26,7 @@ from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables, 
 from reunite_transport.relay.postgres_catalog import read_columns
 from reunite_transport.relay.postgres_columns import ColumnSql, value_of
 from reunite_transport.relay.postgres_row_sql import numeric_keys
+from reunite_transport.relay.postgres_schema import register_value
 from reunite_transport.relay.store import Busy, Written
 
 RELAY_SETTING: Final = "reunite.relay"
@@ -183,25 +184,27 @@ class Captured:
         self._connection = connection
         self._own = own
         self._decoders = decoders
-        self._snapshot: str | None = None
+        self._snapshot = ""
         self._last = 0
 
-    async def part(self) -> list[Written]:
-        """The next of what was committed before the first call, in order; nothing at the end."""
-        if self._snapshot is None:
-            found = await self._connection.fetchrow(
-                "SELECT pg_current_snapshot()::text AS snapshot,"
-                f" (SELECT id FROM {self._own.captured} ORDER BY id LIMIT 1) AS first"
-            )
-            assert found is not None, "a query without a table has one row"
-            self._snapshot = found["snapshot"]
-            if found["first"] is None:
-                return []
-            self._last = found["first"] - 1
+    async def look(self) -> bool:
+        """True when anything is there; `part` is of what was committed before this."""
+        found = await self._connection.fetchrow(
+            "SELECT pg_current_snapshot()::text AS snapshot,"
+            f" (SELECT id FROM {self._own.captured} ORDER BY id LIMIT 1) AS first"
+        )
+        assert found is not None, "a query without a table has one row"
+        if found["first"] is None:
+            return False
+        self._snapshot, self._last = found["snapshot"], found["first"] - 1
+        return True
+
+    async def part(self) -> list[Written] | None:
+        """The next of it, in order; None at the end."""
         rows = await self._connection.fetch(
             _TAKE.format(captured=self._own.captured), self._snapshot, self._last, PART_ROWS
         )
-        return self._written(rows)
+        return self._written(rows) if rows else None
 
     async def consequences(self) -> list[Written]:
         """What this transaction itself has caused."""
@@ -276,10 +279,16 @@ class _Decoder:
 
     def __init__(self, table: Table, special: Mapping[str, ColumnSql], names: Set[str]) -> None:
         self._table = table
-        self._columns = {column.name: column for column in table.columns}
-        self._special = special
         self._names = names
-        self._numeric_keys = numeric_keys(table)
+        numeric = numeric_keys(table)
+        # Each column's id, and how its values are read.
+        self._columns = {
+            column.name: (
+                column.id,
+                _reader(column, special.get(column.name), numeric=column.name in numeric),
+            )
+            for column in table.columns
+        }
 
     def keys(self, written: Written) -> Iterator[tuple[int, tuple[Value, ...]]]:
         for values in (written.before, written.after):
@@ -288,40 +297,63 @@ class _Decoder:
 
     def written(self, row: asyncpg.Record) -> Written:
         at_us = row["at_us"]
+        before, after = _row(row["before"]), _row(row["after"])
         return Written(
             self._table.id,
             row["tx"],
             None if at_us is None else (at_us << 16) // 1000,
-            self._values(row["before"], row["before_nulls"]),
-            self._values(row["after"], row["after_nulls"]),
+            self._values(before, row["before_nulls"]),
+            self._values(after, row["after_nulls"]),
         )
 
-    def _values(self, text: str | None, nulls: Sequence[str] | None) -> dict[int, Value] | None:
-        if text is None:
+    def _values(
+        self, found: Mapping[str, object] | None, nulls: Sequence[str] | None
+    ) -> dict[int, Value] | None:
+        if found is None:
             return None
-        values = {}
-        cells = _JSON.decode(text)
-        if not cells.keys() <= self._names:
+        if not found.keys() <= self._names:
             raise Busy(f"table {self._table.name!r} was altered, which is not noticed yet")
-        for name, found in cells.items():
-            column = self._columns.get(name)
-            if column is not None:
-                value = _value(column, found, self._special.get(name))
-                if name in self._numeric_keys:
-                    (value,) = through_affinity(column.declared, [value])
-                values[column.id] = value
+        columns = self._columns
+        values: dict[int, Value] = {}
+        for name, value in found.items():
+            if name in columns:
+                column, read = columns[name]
+                values[column] = None if value is None else read(value)
         for name in nulls or ():
-            column = self._columns.get(name)
-            if column is not None:
-                values[column.id] = "null"
+            if name in columns:
+                values[columns[name][0]] = "null"
         return values
 
 
-def _value(column: Column, found: object, special: ColumnSql | None) -> Value:
-    if found is None:
+def _row(text: str | None) -> Mapping[str, object] | None:
+    if text is None:
         return None
-    plain = isinstance(found, str) and plain_type(column.type) != "json"
-    return value_of(found if plain else json_text(found), column, special)  # type: ignore[arg-type]
+    found: Mapping[str, object] = _JSON.decode(text)
+    return found
+
+
+def _reader(
+    column: Column, special: ColumnSql | None, *, numeric: bool
+) -> Callable[[object], Value]:
+    """Reads a column's values, but NULL, from JSON; `numeric` where it is of text and SQLite keeps
+    numbers in it."""
+    kind = plain_type(column.type)
+    is_json = kind == "json"
+    is_text = kind in ("text", "any") and special is None
+    plain_kind = kind if kind in ("integer", "real", "boolean") and special is None else None
+
+    def read(found: object) -> Value:
+        plain = isinstance(found, str) and not is_json
+        text = str(found) if plain else json_text(found)
+        if is_text:
+            value: Value = text
+        elif plain_kind is not None:
+            value = register_value(text, plain_kind)
+        else:
+            value = value_of(text, column, special)
+        return through_affinity(column.declared, [value])[0] if numeric else value
+
+    return read
 
 
 def json_text(found: object) -> str:

@@ -66,7 +66,7 @@ from reunite_transport.relay.store import (
 )
 
 # Under the head a lock is waited for this long only: everybody else waits behind it.
-LOCK_WAIT_MS: Final = 50
+LOCK_WAIT_MS: Final = 30
 # Altering a table waits for its readers and blocks new ones meanwhile.
 ALTER_WAIT_MS: Final = 2_000
 # A server that is there has ended the statement before: this one is for a network that is not.

@@ -22,8 +22,9 @@ from reunite_transport.relay.store import (
 _PART_ROWS: Final = 5_000
 # A commit of the largest changeset takes seconds.
 STATEMENT_MS_MAX: Final = 120_000
-# Above this nobody should wait for a relay that itself waits for a row.
-_PATIENCE_MS: Final = 80
+# Above this nobody should wait for a relay that itself waits for a row: whoever does waits for the
+# rest of the commit, too.
+_PATIENCE_MS: Final = 50
 
 _FINISH: Final = """
 WITH given AS (
@@ -104,12 +105,12 @@ class PostgresTransaction:
 
     async def captured(self) -> AsyncIterator[Sequence[Written]]:
         """What backends wrote, in parts; see the contract."""
-        while True:
+        with translated():
+            part = await self._captured.part() if await self._captured.look() else None
+        while part is not None:
+            yield part
             with translated():
                 part = await self._captured.part()
-            if not part:
-                return
-            yield part
 
     async def consequences(self) -> Sequence[Written]:
         """What triggers and foreign keys did; see the contract. A backend that has written since

@@ -11,7 +11,7 @@ out and folds it into the documents (see `backend`): whole transactions, in orde
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from reunite.cells.register import Value
 from reunite.document import Document
@@ -24,8 +24,7 @@ from reunite_transport.messages import Section, Verdict
 BACKLOG_MAX: Final = 2_000
 
 
-@dataclass(frozen=True, slots=True)
-class RowId:
+class RowId(NamedTuple):
     """A row anywhere in the realm: the registry's table id and the packed key."""
 
     table: int
@@ -42,8 +41,7 @@ class RowChange:
     after: Document
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """What a backend did to one row: the values before and after by column id, the key's too, as
     documents hold them. Without `before` the row was inserted, without `after` deleted; without
     both the whole table was emptied. A column that the table did not have then is missing.
@@ -159,7 +157,7 @@ class StoreTransaction(Protocol):
 
     def captured(self) -> AsyncIterator[Sequence[Written]]:
         """What backends wrote and no commit has folded, in order and in parts. It is taken out:
-        whole transactions, once all parts are."""
+        whole transactions, once all parts are. Asked again, it is what they wrote since."""
         ...
 
     async def consequences(self) -> Sequence[Written]:
