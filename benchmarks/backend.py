@@ -39,10 +39,18 @@ OTHER: Final = "CREATE TABLE other (id INTEGER PRIMARY KEY, n INTEGER NOT NULL D
 INSERT: Final = (
     "INSERT INTO item (id, name, count, price, note, at)"
     " SELECT i, 'item number ' || i, i % 100, i / 8.0, 'a note on ' || i, '2026-01-01 12:00:00'"
-    " FROM generate_series(1, $1::bigint) AS i"
+    " FROM generate_series(1, {rows}) AS i"
 )
 UPDATE: Final = "UPDATE item SET count = count + 1, note = 'changed'"
 LIVE_EDITS: Final = 100
+# At most so much, or so little.
+GOALS_MOST: Final = {
+    "backend live, one relay ms": 50.0,
+    "backend live, two relays, first ms": 50.0,
+    "backend live, two relays, second ms": 50.0,
+    "relay, peak MB": 500.0,
+}
+GOALS_LEAST: Final = {"insert, folded rows/s": 15_000.0, "update, folded rows/s": 15_000.0}
 SECONDS_MAX: Final = 600.0
 # Between two small writes, and between two looks at what waits for them.
 PAUSE_SECONDS: Final = 0.05
@@ -50,9 +58,8 @@ LOOK_SECONDS: Final = 0.002
 
 
 async def live_round(folder: Path, postgres: str) -> dict[str, float]:
-    """Milliseconds from a backend's COMMIT of one row to its being in a client's file: of a client
-    at the relay that folds it or at another one of the same Postgres, whichever it is, as all of
-    them look for what backends wrote; and at a relay that has its Postgres to itself."""
+    """Milliseconds from a backend's COMMIT of one row to its being in a client's file: with one
+    relay, and with two of the same Postgres, of which either folds it, and a client at each."""
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(relay_process(postgres))
         first = await stack.enter_async_context(Database(folder / "first.db"))
@@ -137,13 +144,16 @@ async def bulk_round(folder: Path, postgres: str, rows: int) -> dict[str, float]
         client = loop.run_in_executor(pool, run_client, str(file), relay.url, str(end))
         try:
             await _until(lambda: _count(file, "note IS NULL"), 0, "the client")
-            await _written(backend, postgres, file, "insert", INSERT, rows, rows, found)
-            stop = asyncio.Event()
+            await _written(backend, file, "insert", INSERT.format(rows=rows), rows, found)
+            committed, stop = asyncio.Event(), asyncio.Event()
             async with asyncio.TaskGroup() as group:
                 pushes = group.create_task(_push(small, relay.url, postgres, stop))
-                writes = group.create_task(_write(postgres, stop))
-                await _written(backend, postgres, file, "update", UPDATE, None, rows, found)
-                stop.set()
+                writes = group.create_task(_write(postgres, committed, stop))
+                try:
+                    await _written(backend, file, "update", UPDATE, rows, found, committed)
+                finally:
+                    committed.set()
+                    stop.set()
         finally:
             end.touch()
         found["client, peak MB"] = await client
@@ -160,19 +170,20 @@ async def bulk_round(folder: Path, postgres: str, rows: int) -> dict[str, float]
 
 async def _written(
     backend: asyncpg.Connection,
-    postgres: str,
     file: Path,
     name: str,
     sql: str,
-    parameter: int | None,
     rows: int,
     found: dict[str, float],
+    has_committed: asyncio.Event | None = None,
 ) -> None:
     """Run a backend's statement, and note how long all took until it is in the documents, and in
     the client's file as one."""
     start = time.perf_counter()
-    await backend.execute(sql, *([] if parameter is None else [parameter]))
+    await backend.execute(sql)
     committed = time.perf_counter()
+    if has_committed is not None:
+        has_committed.set()
     found[f"{name}, the statement itself s"] = committed - start
 
     async def folded() -> None:
@@ -238,9 +249,11 @@ async def _push(db: Database, url: str, postgres: str, stop: asyncio.Event) -> l
     return seconds
 
 
-async def _write(postgres: str, stop: asyncio.Event) -> list[float]:
-    """Write a row of another table and one of the same again and again; seconds of each."""
-    seconds = []
+async def _write(postgres: str, committed: asyncio.Event, stop: asyncio.Event) -> list[float]:
+    """Write a row of another table and one of the same again and again, once the large statement
+    is committed; seconds of each."""
+    seconds = [0.0]
+    await committed.wait()
     connection = await asyncpg.connect(postgres)
     try:
         while not stop.is_set():
@@ -289,7 +302,14 @@ def main() -> None:
     print(f"{'':<45} {'median':>10} {'least':>10} {'most':>10}")
     for name, values in found.items():
         middle = statistics.median(values)
-        print(f"{name:<45} {middle:>10.2f} {min(values):>10.2f} {max(values):>10.2f}")
+        goal = ""
+        if name in GOALS_MOST:
+            goal = f"   goal: at most {GOALS_MOST[name]:g}"
+            goal += "" if middle <= GOALS_MOST[name] else "   NOT MET"
+        elif name in GOALS_LEAST:
+            goal = f"   goal: at least {GOALS_LEAST[name]:g}"
+            goal += "" if middle >= GOALS_LEAST[name] else "   NOT MET"
+        print(f"{name:<45} {middle:>10.2f} {min(values):>10.2f} {max(values):>10.2f}{goal}")
 
 
 if __name__ == "__main__":

@@ -96,6 +96,9 @@ class Database:
         self._reader: aiosqlite.Connection | None = None
         self._replica: Replica | None = None
         self._lock = asyncio.Lock()
+        # Set while no write of this process waits for the file.
+        self._no_write_waits = asyncio.Event()
+        self._no_write_waits.set()
         self._holder: asyncio.Task[Any] | None = None
         self._listeners: list[Callable[[], None]] = []
         self._history_sources: list[HistorySource] = []
@@ -153,6 +156,9 @@ class Database:
     async def on_engine(self, function: Callable[..., T], *args: object) -> T:
         """Run one of the replica's verbs on the engine's thread."""
         assert self.replica
+        # SQLite has no queue: whoever takes the file again at once, as sync does with much to take
+        # in, would keep writes waiting for seconds.
+        await self._no_write_waits.wait()
         return await self._engine.run(function, *args)
 
     # SQL.
@@ -195,7 +201,7 @@ class Database:
             conn, replica = self._writer.conn, self.replica
             tx = Transaction(self._writer)
             try:
-                await self._writer.run(self._begin, conn, replica)
+                await self._before_engine(self._begin, conn, replica)
                 yield tx
                 await self._writer.run(self._commit, conn, replica)
             except BaseException:
@@ -357,9 +363,17 @@ class Database:
             return result
 
         async with self._writing():
-            result = await self._writer.run(whole)
+            result = await self._before_engine(whole)
         await self._committed()
         return result
+
+    async def _before_engine(self, function: Callable[..., T], *args: object) -> T:
+        """Run what takes the file for a write, ahead of what the engine has not begun."""
+        self._no_write_waits.clear()
+        try:
+            return await self._writer.run(function, *args)
+        finally:
+            self._no_write_waits.set()
 
     def _begin(self, conn: sqlite3.Connection, replica: Replica) -> None:
         self._state = replica.begin(conn)

@@ -159,6 +159,28 @@ def test_cancelling_a_write_leaves_it_whole_or_undone(use: Use) -> None:
     use(work)
 
 
+def test_a_write_goes_before_what_the_engine_has_not_begun(use: Use) -> None:
+    async def work(db: Database) -> None:
+        order: list[str] = []
+
+        async def write() -> None:
+            await db.execute("INSERT INTO todo (title) VALUES ('a')")
+            order.append("write")
+
+        other = connect(db.path)
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(write())
+        await asyncio.sleep(0)
+        working = asyncio.create_task(db.on_engine(order.append, "engine"))
+        await asyncio.sleep(0)
+        other.execute("ROLLBACK")
+        other.close()
+        await asyncio.gather(writing, working)
+        assert order == ["write", "engine"]
+
+    use(work)
+
+
 def test_writers_take_turns(use: Use) -> None:
     async def work(db: Database) -> None:
         async def add(name: str) -> None:

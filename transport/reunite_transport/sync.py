@@ -45,8 +45,9 @@ BACK_OFF_SECONDS: Final = (0.1, 15.0)
 FENCED_SECONDS: Final = 5.0
 # How long a question about the past waits for a relay: a user looks at the answer.
 HISTORY_SECONDS_MAX: Final = 5.0
-# Frames that are waiting are handled in one go on the engine's thread.
-FRAMES_AT_ONCE: Final = 64
+# Frames that are waiting are handled in one go on the engine's thread; a local write waits for as
+# many.
+FRAMES_AT_ONCE: Final = 8
 
 T = TypeVar("T")
 State: TypeAlias = Literal["offline", "connecting", "loading", "live", "stopped"]
