@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from reunite.database import HistorySource
 from reunite.errors import ReuniteError, SyncError
@@ -67,9 +67,6 @@ class Clock:
 @dataclass
 class Client:
     """One app on one file. `path` changes with each life, as a crash leaves a copy."""
-
-    # What it does in one transaction to a row is one edit.
-    apart: ClassVar[bool] = False
 
     world: "World"
     name: str
@@ -129,6 +126,11 @@ class Client:
         return lambda: None
 
     # Life and death.
+
+    @property
+    def apart(self) -> bool:
+        """What it does in one transaction to a row is one edit."""
+        return False
 
     @property
     def up(self) -> bool:

@@ -93,7 +93,9 @@ def transact(
     """Run a writer's next transaction and note it. Raises Crashed when the process dies in it."""
     mix = workload if isinstance(workload, Mix) else Mix()
     values = client.place * VALUES_OF_CLIENT + chance.number * VALUES_OF_TRANSACTION
-    writes = RandomWrites(tables, chance, mix, values, at_first=client.place == 1)
+    writes = RandomWrites(
+        tables, chance, mix, values, at_first=client.place == 1, apart=client.apart
+    )
     made = history.begin(
         chance.event,
         client.name,

@@ -66,13 +66,15 @@ class Mix:
 
 @dataclass
 class RandomWrites:
-    """The random writes of one transaction over tables; `values` and `at_first` as in `Draw`."""
+    """The random writes of one transaction over tables; `values` and `at_first` as in `Draw`.
+    `apart` tells what each statement did to a row, and not only what all did in the end."""
 
     tables: Sequence[Table]
     chance: random.Random
     mix: Mix
     values: InitVar[int]
     at_first: InitVar[bool] = False
+    apart: bool = False
 
     def __post_init__(self, values: int, at_first: bool) -> None:
         self._draw = Draw(self.chance, values, at_first)
@@ -317,19 +319,24 @@ class RandomWrites:
         mine = {column.name: had[column.name] for column in columns}
         theirs = {column.name: has[column.name] for column in columns}
 
-        def exchange() -> None:
-            if again:
-                sql = f"DELETE FROM {quoted(table.name)} WHERE {rows.is_key(table)}"
-                conn.executemany(sql, [one, other])
-                into = f"INSERT INTO {quoted(table.name)}"
-                rows.run(conn, into, {**rows.by_name(table, one), **had, **theirs})
-                rows.run(conn, into, {**rows.by_name(table, other), **has, **mine})
-                return
-            rows.update(conn, table, one, spare)
-            rows.update(conn, table, other, mine)
-            rows.update(conn, table, one, theirs)
-
-        return self._seen_to_do(conn, [(table, one), (table, other)], exchange)
+        into = f"INSERT INTO {quoted(table.name)}"
+        gone = f"DELETE FROM {quoted(table.name)} WHERE {rows.is_key(table)}"
+        steps: list[Callable[[], object]] = [
+            lambda: rows.update(conn, table, one, spare),
+            lambda: rows.update(conn, table, other, mine),
+            lambda: rows.update(conn, table, one, theirs),
+        ]
+        if again:
+            steps = [
+                lambda: conn.executemany(gone, [one, other]),
+                lambda: rows.run(conn, into, {**rows.by_name(table, one), **had, **theirs}),
+                lambda: rows.run(conn, into, {**rows.by_name(table, other), **has, **mine}),
+            ]
+        both = [(table, one), (table, other)]
+        if self.apart:
+            # What a row held between two of them was an edit, too.
+            return [write for step in steps for write in self._seen_to_do(conn, both, step)]
+        return self._seen_to_do(conn, both, lambda: [step() for step in steps])
 
     def _delete(self, conn: sqlite3.Connection, table: Table) -> list[Write]:
         key = self._draw.key(conn, table)

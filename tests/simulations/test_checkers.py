@@ -248,16 +248,36 @@ def test_what_returned_and_is_not_in_its_file_is_told(peer: Peer) -> None:
     assert list(Durability().during(world)) == ["client1 lost ['1.0.1']"]
 
 
-def test_what_was_acknowledged_is_owed_though_its_file_is_lost(peer: Peer) -> None:
+@pytest.mark.parametrize(("restored", "heard"), [(False, False), (True, True)])
+def test_what_was_acknowledged_is_owed_though_its_file_is_lost(
+    peer: Peer, restored: bool, heard: bool
+) -> None:
+    said = acknowledged_and_lost(peer, restored=restored, heard=heard)
+    assert "which client1 was told it has" in said
+
+
+def test_what_a_lost_history_acknowledged_is_not_owed_before_the_file_heard_of_it(
+    peer: Peer,
+) -> None:
+    assert acknowledged_and_lost(peer, restored=True, heard=False) == ""
+
+
+def acknowledged_and_lost(peer: Peer, *, restored: bool, heard: bool) -> str:
+    """What is said of an element that the relay lacks and its file has lost; before, the relays'
+    database went back."""
     world = with_client(with_lists(told(title="t0")), peer)
     peer.app.execute(f"INSERT INTO {APPEND_TABLE} VALUES ('1.0.1', 1, 0)")
     peer.fold()
     peer.app.execute("DELETE FROM _reunite_changesets")
     world.appended("client1", 1, "1.0.1")
+    if restored:
+        world.history.restores.append(2.0)
+    if heard:
+        world.history.refills["client1"] = [3.0]
     checker = Durability()
     assert list(checker.during(world)) == []
     world.history.doubt("client1", 0.0)
-    assert "which client1 was told it has" in next(iter(checker.at_end(world)))
+    return "; ".join(checker.at_end(world))
 
 
 # Exactly-once effect, constraints, bounds.

@@ -103,11 +103,12 @@ def check_noted(writes: list[Write], before: Rows, after: Rows, followed: set[st
 
 
 def transactions(
-    conn: sqlite3.Connection, mix: Mix, seed: int, count: int
+    conn: sqlite3.Connection, mix: Mix, seed: int, count: int, *, apart: bool = False
 ) -> Iterator[tuple[list[Write], Rows, Rows]]:
     chance = Random(seed)
     for number in range(1, count + 1):
-        writes = RandomWrites(tables_of(conn), chance, mix, number * 100_000 + 10**9, at_first=True)
+        first = number * 100_000 + 10**9
+        writes = RandomWrites(tables_of(conn), chance, mix, first, at_first=True, apart=apart)
         before = rows_of(conn)
         conn.execute("BEGIN")
         try:
@@ -178,6 +179,20 @@ def test_unique_values_are_swapped(conn: sqlite3.Connection) -> None:
                         for row, cells in before.items()
                     )
     assert swapped > 20
+
+
+def test_what_a_row_held_between_two_statements_is_noted_of_who_writes_apart(
+    conn: sqlite3.Connection,
+) -> None:
+    between = 0
+    for writes, before, _ in transactions(conn, only("swap"), 3, 150, apart=True):
+        held = dict(before)
+        for write in writes:
+            row = write.table, write.key
+            assert all(same(value, held[row][name]) for name, value in write.before.items())
+            between += row in before and held.get(row, {}) != before[row]
+            held[row] = {**write.before, **write.cells}
+    assert between > 20
 
 
 def test_a_large_transaction_is_many_rows_or_many_bytes(conn: sqlite3.Connection) -> None:

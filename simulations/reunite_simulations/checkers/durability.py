@@ -39,9 +39,10 @@ class Durability:
                     yield f"{client.name} lost {sorted(missing)[:3]}"
                 standing = observe.standing(client.app)
                 if standing.loaded and not standing.queued:
-                    self._acknowledged.setdefault(client.name, set()).update(
-                        seen & _written(world, client.name)
-                    )
+                    acknowledged = seen & _written(world, client.name)
+                    if not _has_heard(world, client.name):
+                        acknowledged &= observe.elements(world.store, APPEND_TABLE)
+                    self._acknowledged.setdefault(client.name, set()).update(acknowledged)
             if not world.history.restores:
                 # The files may well give it back; it was acknowledged all the same.
                 yield from (
@@ -69,6 +70,14 @@ class Durability:
                 owed.setdefault(transaction.client, set()).update(transaction.appended)
         rejected = rejected_elements(world)
         return {client: elements - rejected for client, elements in owed.items()}
+
+
+def _has_heard(world: Observed, client: str) -> bool:
+    """Whether a client knows that the relays' database went back; until it does, it takes for
+    acknowledged what may be gone, and has not offered it again."""
+    history = world.history
+    refills = history.refills.get(client, [])
+    return not history.restores or any(at >= history.restores[-1] for at in refills)
 
 
 def _written(world: Observed, client: str) -> Set[str]:
