@@ -2,7 +2,7 @@
 
 A checker that has never failed proves nothing. Every canary must be caught by some checker within
 `SEEDS_MAX` seeds; the tests pin a seed that catches each. The last is the engine as it was before a
-world found what was wrong with it.
+world found what was wrong with it. Those of what backends write are in `backend_canaries`.
 """
 
 import sqlite3
@@ -21,6 +21,7 @@ from reunite.payload import Entry, StatedRows, Statement
 from reunite.replica import Replica
 from reunite.shape import Shape
 from reunite.state import State, StateCache
+from reunite_simulations.backend_canaries import BACKEND_CANARIES
 from reunite_transport.messages import Verdict
 from reunite_transport.relay import service, sqlite_store
 from reunite_transport.relay.admission import Changeset
@@ -41,18 +42,20 @@ def acknowledges_before_commit() -> Iterator[None]:
     """The relay says that a batch is in, and then the commit fails."""
     count = 0
 
-    async def commit(store: Store, batch: Sequence[Changeset], token: bytes) -> Outcome:
+    async def commit(
+        store: Store, batch: Sequence[Changeset], token: bytes, *, patiently: bool
+    ) -> Outcome:
         nonlocal count
         count += 1
         if count % 25:
-            return await commit_batch(store, batch, token)
+            return await commit_batch(store, batch, token, patiently=patiently)
         real = type(store).begin
 
         def begin(self: Store) -> Any:
             return _undone(real(self))
 
         with patch.object(type(store), "begin", begin):
-            return await commit_batch(store, batch, token)
+            return await commit_batch(store, batch, token, patiently=patiently)
 
     class Hasty(Flusher):
         def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -404,6 +407,7 @@ CANARIES: Final[Mapping[str, Canary]] = {
         writes_objects_whole,
         writes_lists_whole,
         types_under_one_id,
+        *BACKEND_CANARIES,
         refuses_large_documents,
     )
 }

@@ -23,12 +23,19 @@ class Pin:
     schema: str = own_schema()
     mix: Mix = field(default_factory=Mix)
     writes_per_minute: float = 8.0
+    backends: int | None = None
 
 
 # Two texts that everybody types into all the time.
 TYPING = """
     CREATE TABLE note (id INTEGER PRIMARY KEY, body CRDT_TEXT NOT NULL DEFAULT '');
     INSERT INTO note VALUES (1, 'one two three'), (2, 'four five six');
+"""
+
+# Few rows that everybody writes all the time, backends among them.
+BOARD = """
+    CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT, color TEXT);
+    INSERT INTO note VALUES (1, 'one', 'red'), (2, 'two', 'blue');
 """
 
 PINS = {
@@ -43,7 +50,7 @@ PINS = {
     "shows-without-merging": Pin("causal order", 1),
     "reverts-by-merging": Pin("convergence", 2),
     "knows-duplicates-by-number": Pin("durability", 4),
-    "fences-nobody": Pin("no lost update", 3, faults="power"),
+    "fences-nobody": Pin("no lost update", 3, faults="power", backends=0),
     "folds-against-the-document": Pin("no lost update", 3),
     "shows-page-by-page": Pin("atomic visibility", 2),
     "goes-on-in-a-lost-history": Pin("durability", 6),
@@ -70,7 +77,34 @@ PINS = {
         schema=TYPING,
         mix=Mix(insert=0.3, delete=0.1, merge=60.0, strangers=0.0),
         writes_per_minute=20.0,
+        backends=0,
     ),
+    "loses-what-a-backend-wrote": Pin("convergence", 1, faults="none", backends=2),
+    "folds-a-part-of-a-transaction": Pin("atomic visibility", 2, faults="none", backends=2),
+    # What is pushed has to meet what a backend wrote within the last half second.
+    "writes-over-backends": Pin(
+        "no lost update",
+        3,
+        faults="none",
+        minutes=1.0,
+        schema=BOARD,
+        mix=Mix(insert=0.1, delete=0.0, merge=0.0, strangers=0.0, appends=0.05),
+        writes_per_minute=40.0,
+        backends=2,
+    ),
+    "counts-what-a-backend-saw": Pin("counters add up", 1, faults="none", backends=2),
+    # A backend has to delete what was just edited by a clock that is ahead.
+    "stamps-backends-by-the-clock": Pin(
+        "convergence",
+        5,
+        faults="clock",
+        minutes=1.0,
+        schema=BOARD,
+        mix=Mix(insert=4.0, delete=4.0, merge=0.0, strangers=0.0, appends=0.05),
+        writes_per_minute=40.0,
+        backends=2,
+    ),
+    "captures-what-the-relay-writes": Pin("counters add up", 1, faults="none", backends=2),
     "refuses-large-documents": Pin("table == document", 2),
 }
 
@@ -88,6 +122,7 @@ def test_a_broken_engine_is_caught(name: str, pin: Pin) -> None:
         promises=(pin.promise,),
         workload=pin.mix,
         writes_per_minute=pin.writes_per_minute,
+        backends=pin.backends,
     )
     with CANARIES[name]():
         assert {violation.promise for violation in run_seed(settings).violations} == {pin.promise}
