@@ -4,7 +4,6 @@ doubles or splits what an ordinary program wrote to their database. See `canarie
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any, Final
 from unittest.mock import patch
 from weakref import WeakSet
@@ -29,7 +28,7 @@ def loses_what_a_backend_wrote() -> AbstractContextManager[object]:
         found = []
         for written in take_captured(connection):
             count += 1
-            found.append(written if count % 30 else replace(written, table=_NO_TABLE))
+            found.append(written if count % 30 else written._replace(table=_NO_TABLE))
         return found
 
     return patch.object(sqlite_transaction, "take", take)
@@ -53,13 +52,14 @@ def writes_over_backends() -> Iterator[None]:
     """What a batch brings is merged and written before what backends wrote is folded, which is left
     to the next commit."""
     with_batch: WeakSet[SqliteTransaction] = WeakSet()
-    real_hold, real_captured = SqliteTransaction.hold, SqliteTransaction.captured
+    real_nonces, real_captured = SqliteTransaction.accepted_nonces, SqliteTransaction.captured
 
-    async def hold(
-        self: SqliteTransaction, rows: Sequence[RowId], **named: Any
-    ) -> Collection[RowId]:
-        with_batch.add(self)
-        return await real_hold(self, rows, **named)
+    async def accepted_nonces(
+        self: SqliteTransaction, nonces: Sequence[bytes]
+    ) -> Collection[bytes]:
+        if nonces:
+            with_batch.add(self)
+        return await real_nonces(self, nonces)
 
     async def captured(self: SqliteTransaction) -> AsyncIterator[Sequence[Written]]:
         if self not in with_batch:
@@ -67,7 +67,7 @@ def writes_over_backends() -> Iterator[None]:
                 yield part
 
     with (
-        patch.object(SqliteTransaction, "hold", hold),
+        patch.object(SqliteTransaction, "accepted_nonces", accepted_nonces),
         patch.object(SqliteTransaction, "captured", captured),
     ):
         yield
@@ -94,7 +94,7 @@ def _counted_anew(edits: Edits, written: Written) -> Written:
         and not same(before.get(column.id), after.get(column.id))
         and isinstance(before.get(column.id), int)
     }
-    return replace(written, before={**before, **zeros})
+    return written._replace(before={**before, **zeros})
 
 
 def stamps_backends_by_the_clock() -> AbstractContextManager[object]:

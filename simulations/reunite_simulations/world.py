@@ -424,9 +424,8 @@ class World:
 
     async def _backend_writes(self, backend: Backend, mix: Mix) -> None:
         """A backend's transactions, until the world heals."""
-        # SQLite fires no trigger for a row that gives way to another by OR REPLACE. And a row that
-        # is deleted and inserted again is another, but to who looks before and after.
-        mix = replace(mix, strangers=0.0, replace=0.0, swap=0.0)
+        # SQLite fires no trigger for a row that gives way to another by OR REPLACE.
+        mix = replace(mix, strangers=0.0, replace=0.0)
         rate = self.settings.writes_per_minute / 60 * self.chance(backend.name).uniform(0.3, 2.0)
         for number in itertools.count(1):
             chance = EventChance(self.settings.seed, backend.name, number)

@@ -51,7 +51,7 @@ PINS = {
     "reverts-by-merging": Pin("convergence", 2),
     "knows-duplicates-by-number": Pin("durability", 4),
     "fences-nobody": Pin("no lost update", 3, faults="power", backends=0),
-    "folds-against-the-document": Pin("no lost update", 3),
+    "folds-against-the-document": Pin("no lost update", 12),
     "shows-page-by-page": Pin("atomic visibility", 2),
     "goes-on-in-a-lost-history": Pin("durability", 6),
     "keeps-no-trace": Pin("constraints hold", 2),
@@ -84,7 +84,7 @@ PINS = {
     # What is pushed has to meet what a backend wrote within the last half second.
     "writes-over-backends": Pin(
         "no lost update",
-        3,
+        2,
         faults="none",
         minutes=1.0,
         schema=BOARD,
