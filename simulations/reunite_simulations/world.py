@@ -435,8 +435,14 @@ class World:
             if not self.happens(chance.event) or not observe.has_table(self.store, APPEND_TABLE):
                 continue
             with backend.connected():
+                # With the columns that apps have added, or a row that is moved would take along what
+                # nobody knows of.
                 tables = backend.tables(
-                    [table for table in self._tables if table.name != APPEND_TABLE]
+                    [
+                        self._grown(table)
+                        for table in self._tables
+                        if table.name != APPEND_TABLE and observe.has_table(self.store, table.name)
+                    ]
                 )
                 if tables:
                     self._note_transaction(
