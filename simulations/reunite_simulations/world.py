@@ -435,8 +435,8 @@ class World:
             if not self.happens(chance.event) or not observe.has_table(self.store, APPEND_TABLE):
                 continue
             with backend.connected():
-                # With the columns that apps have added, or a row that is moved would take along what
-                # nobody knows of.
+                # With the columns that apps have added, or a row that is moved would take along
+                # what nobody knows of.
                 tables = backend.tables(
                     [
                         self._grown(table)
