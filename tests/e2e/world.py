@@ -36,13 +36,21 @@ async def relay_on(
     port: int = 0,
     create_tables: bool = True,
     history: bool = True,
+    track_all: bool = False,
     limits: Limits = QUICK,
 ) -> AsyncIterator[Relay]:
-    """A relay in this process."""
+    """A relay in this process; with `track_all` it takes in all tables that are in the database."""
     store = await open_postgres(postgres_url)
     try:
+        if track_all:
+            assert await store.track(None) == ()
         relay = await serve(
-            store, port=port, create_tables=create_tables, history=history, limits=limits
+            store,
+            port=port,
+            create_tables=create_tables,
+            history=history,
+            track_new=track_all,
+            limits=limits,
         )
         try:
             yield relay
