@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -41,12 +42,29 @@ def _postgres_server(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -
 @pytest.fixture
 def postgres_url(_postgres_server: str) -> Iterator[str]:
     """The DSN of a fresh, empty database, dropped after the test whoever is still connected."""
+    with fresh_database(_postgres_server) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(server: str) -> Iterator[str]:
+    """The DSN of a database of its own, on the server with this DSN."""
     name = f"test_{uuid4().hex}"
-    asyncio.run(_execute(_postgres_server, f"CREATE DATABASE {name} TEMPLATE template0"))
+    asyncio.run(_execute(server, f"CREATE DATABASE {name} TEMPLATE template0"))
     try:
-        yield urlsplit(_postgres_server)._replace(path=f"/{name}").geturl()
+        yield urlsplit(server)._replace(path=f"/{name}").geturl()
     finally:
-        asyncio.run(_execute(_postgres_server, f"DROP DATABASE {name} WITH (FORCE)"))
+        asyncio.run(_execute(server, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def chinook_script() -> str:
+    """The statements that make and fill the Chinook tables in a database that is there."""
+    path = REPOSITORY.parent / "shared" / "data" / "chinook_postgres.sql"
+    if not path.exists():
+        pytest.skip(f"the Chinook script is absent: put it at ../shared/data/{path.name}")
+    text = path.read_text(encoding="utf-8")
+    return text[text.index("CREATE TABLE") :]
 
 
 @pytest.fixture

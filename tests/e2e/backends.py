@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import aiohttp
 import asyncpg
 
 from reunite import Database
@@ -30,6 +31,7 @@ from tests.e2e.world import (
     relay_on,
     settle,
     table_names,
+    until,
 )
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -93,6 +95,7 @@ class Shared:
     backend: Connection
     relays: list[Relay]
     clients: Sequence[Client]
+    track_new: bool = True
     rejections: int = 0
     _lives: list[AsyncExitStack] = field(default_factory=list)
 
@@ -105,7 +108,13 @@ class Shared:
             self._lives.append(life)
             self.relays.append(
                 await life.enter_async_context(
-                    relay_on(self.url, port=port, track_all=True, limits=LIMITS)
+                    relay_on(
+                        self.url,
+                        port=port,
+                        track_all=True,
+                        track_new=self.track_new,
+                        limits=LIMITS,
+                    )
                 )
             )
 
@@ -125,6 +134,15 @@ class Shared:
             assert other == first, f"{client.file.name} differs"
         return first
 
+    async def until_all_have(self, table: str, column: str = "%") -> None:
+        """Wait until a table that a backend made, or a column of it, is at every client."""
+        sql = "SELECT 1 FROM pragma_table_info(?) WHERE name LIKE ?"
+        for client in self.clients:
+            await until(
+                lambda file=client.file: read(file, sql, table, column) != [],  # type: ignore[misc]
+                f"{client.file.name} has {table}.{column}",
+            )
+
     async def in_postgres(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a query to Postgres."""
         return [tuple(row) for row in await self.backend.fetch(sql)]
@@ -136,18 +154,22 @@ async def shared(
     folder: Path,
     *statements: str,
     clock: Callable[[], int] = real_clock,
+    backend_url: str | None = None,
+    track_new: bool = True,
 ) -> AsyncIterator[Shared]:
-    """Run statements, start two relays that track all tables, and let three empty files load them:
-    the first and the third at one relay, the second at the other. The first has the `clock`.
+    """Run statements as a backend, which may connect as another role than the relays, start two
+    relays that track all tables, and let three empty files load them: the first and the third at
+    one relay, the second at the other. The first has the `clock`. With `track_new` tables that are
+    made later join, too.
 
     At the end all files, Postgres and the documents have to hold the same.
     """
     async with AsyncExitStack() as stack:
-        backend: Connection = await asyncpg.connect(postgres_url)
+        backend: Connection = await asyncpg.connect(backend_url or postgres_url)
         stack.push_async_callback(backend.close)
         for statement in statements:
             await backend.execute(statement)
-        here = Shared(postgres_url, backend, [], ())
+        here = Shared(postgres_url, backend, [], (), track_new)
         await here.start_relays()
         stack.push_async_callback(here.stop_relays)
         async with AsyncExitStack() as open_files:
@@ -256,6 +278,24 @@ _CANONICAL: dict[str, Callable[[Any], object]] = {
     "timestamp": lambda value: _moment(datetime, value),
     "timestamptz": _instant,
 }
+
+
+async def health(relay: Relay) -> dict[str, Any]:
+    """What a relay says of itself."""
+    address = f"http://{relay.host}:{relay.port}/health"
+    async with aiohttp.ClientSession() as http, http.get(address) as answer:
+        said: dict[str, Any] = await answer.json()
+        return said
+
+
+async def until_told(relay: Relay, table: str | None) -> str:
+    """Wait until a relay tells of a table, and return what; None: until all are in order."""
+    async with asyncio.timeout(SECONDS_MAX):
+        while True:
+            tables: dict[str, str] = (await health(relay))["tables"]
+            if table in tables or (table is None and not tables):
+                return tables.get(table or "", "")
+            await asyncio.sleep(0.01)
 
 
 async def until_rejected(client: Client) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.e2e.world import SECONDS_MAX
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+REUNITE = str(Path(sys.executable).with_name("reunite"))
 
 
 def free_port() -> int:
@@ -26,15 +27,18 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def relay_process(
-    postgres_url: str, port: int = 0, *, log: Path | None = None
+    postgres_url: str,
+    port: int = 0,
+    *options: str,
+    log: Path | None = None,
 ) -> AsyncIterator[tuple[Process, str]]:
     """`reunite relay` on a Postgres: the process and its address. Killed at the end. What it says
-    goes to the end of `log`, or where ours goes."""
+    goes to the end of `log`, or where ours goes. Without `options` it creates tables."""
     with ExitStack() as stack:
         process = await asyncio.create_subprocess_exec(
-            str(Path(sys.executable).with_name("reunite")),
+            REUNITE,
             *("relay", "--postgres", postgres_url, "--port", str(port)),
-            *("--json", "--create-tables"),
+            *("--json", *(options or ("--create-tables",))),
             stdout=PIPE,
             stderr=stack.enter_context(log.open("ab")) if log is not None else None,
             cwd=REPOSITORY,
@@ -46,6 +50,20 @@ async def relay_process(
         yield process, json.loads(line)["url"]
     finally:
         await kill(process)
+
+
+async def reunite(*arguments: str) -> tuple[int, str, str]:
+    """Run the command to its end: its exit code, and what it said to stdout and to stderr."""
+    process = await asyncio.create_subprocess_exec(
+        REUNITE, *arguments, stdout=PIPE, stderr=PIPE, cwd=REPOSITORY
+    )
+    try:
+        async with asyncio.timeout(SECONDS_MAX):
+            said, complained = await process.communicate()
+    finally:
+        await kill(process)
+    assert process.returncode is not None
+    return process.returncode, said.decode(), complained.decode()
 
 
 async def client_process(file: Path, url: str, prefix: str) -> Process:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reunite.driver import real_clock
-from tests.e2e.backends import Client, Shared, captured, shared
+from tests.e2e.backends import Client, captured, shared
 from tests.e2e.world import SECONDS_MAX, read, until
 
 TODO = (
@@ -473,7 +473,7 @@ def test_a_counter_has_what_backends_and_clients_added(tmp_path: Path, postgres_
         async with shared(postgres_url, tmp_path) as here:
             for statement in schema:
                 await here.backend.execute(statement)
-            await until_all_have(here, "poll")
+            await here.until_all_have("poll")
             await here.settle()
             assert here.everywhere("SELECT votes FROM poll") == [(5,)]
             for _ in range(3):
@@ -492,17 +492,6 @@ def test_a_counter_has_what_backends_and_clients_added(tmp_path: Path, postgres_
             assert await here.in_postgres("SELECT votes FROM poll") == [(100 + 1 - 10,)]
 
     asyncio.run(scenario())
-
-
-async def until_all_have(here: Shared, table: str) -> None:
-    """Wait until a table that a backend made is at every client."""
-    for client in here.clients:
-        await until(
-            lambda client=client: (  # type: ignore[misc]
-                read(client.file, "SELECT name FROM sqlite_master WHERE name = ?", table) != []
-            ),
-            f"{client.file.name} has {table}",
-        )
 
 
 def _rank(client: Client, row: str) -> object:

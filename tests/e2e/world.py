@@ -37,9 +37,11 @@ async def relay_on(
     create_tables: bool = True,
     history: bool = True,
     track_all: bool = False,
+    track_new: bool = True,
     limits: Limits = QUICK,
 ) -> AsyncIterator[Relay]:
-    """A relay in this process; with `track_all` it takes in all tables that are in the database."""
+    """A relay in this process; with `track_all` it takes in all tables that are in the database,
+    and with `track_new` those that come."""
     store = await open_postgres(postgres_url)
     try:
         if track_all:
@@ -49,7 +51,7 @@ async def relay_on(
             port=port,
             create_tables=create_tables,
             history=history,
-            track_new=track_all,
+            track_new=track_all and track_new,
             limits=limits,
         )
         try:

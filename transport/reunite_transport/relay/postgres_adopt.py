@@ -24,7 +24,12 @@ from reunite_transport.relay.postgres_capture import (
     install_triggers,
     uncaptured,
 )
-from reunite_transport.relay.postgres_catalog import RealColumn, read_columns, read_relations
+from reunite_transport.relay.postgres_catalog import (
+    RealColumn,
+    Relation,
+    read_columns,
+    read_relations,
+)
 from reunite_transport.relay.postgres_columns import is_of
 from reunite_transport.relay.postgres_errors import translated
 from reunite_transport.relay.postgres_reflect import reflect
@@ -36,8 +41,8 @@ _log = logging.getLogger(__name__)
 # What of the catalogs a relay looks at: another value of it says that some table was altered.
 _MARK: Final = """
 SELECT md5(coalesce(string_agg(concat_ws(' ',
-    c.oid, c.relname, c.relkind, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull,
-    a.attgenerated, a.attidentity
+    c.oid, c.relname, c.relkind, c.relacl, c.relrowsecurity, a.attnum, a.attname, a.atttypid,
+    a.atttypmod, a.attnotnull, a.attgenerated, a.attidentity
 ), ',' ORDER BY c.oid, a.attnum), '')) || (
     SELECT count(*) FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_class AS c
     ON c.oid = t.tgrelid WHERE c.relnamespace = n.oid AND starts_with(t.tgname, '_reunite_')
@@ -71,7 +76,11 @@ async def capture_all(connection: Connection, schema: str, lock_wait_ms: int) ->
             await connection.execute("SET LOCAL client_min_messages = warning")
             await connection.execute(f"LOCK TABLE {own.meta} IN EXCLUSIVE MODE")
             await install_function(connection, own)
+            relations = await read_relations(connection, schema)
+            # Of others `follow` tells.
+            able = {relation.name for relation in relations if relation.grant is None}
             tables = [entry.table for entry in await read_registry(connection, own)]
+            tables = [table for table in tables if table.name in able]
             missing = await uncaptured(connection, own, tables)
             for table in missing:
                 log_uncaptured(table.name)
@@ -116,7 +125,7 @@ async def follow(connection: Connection, own: OwnTables, *, track_new: bool) -> 
     """Notice what migrations did, under the head's lock: columns that were added join the realm,
     and with `track_new` tables."""
     known = await read_registry(connection, own)
-    relations = {relation.name for relation in await read_relations(connection, own.schema)}
+    relations = {each.name: each for each in await read_relations(connection, own.schema)}
     real: dict[str, dict[str, RealColumn]] = {entry.table.name: {} for entry in known}
     for column in await read_columns(connection, own.schema, real):
         real[column.table][column.name] = column
@@ -124,7 +133,7 @@ async def follow(connection: Connection, own: OwnTables, *, track_new: bool) -> 
     described: list[Table] = []
     for entry in known:
         table = entry.table
-        said = _trouble(table, real[table.name], there=table.name in relations)
+        said = _trouble(table, real[table.name], relations.get(table.name))
         if said is not None:
             troubles[table.name] = said
             continue
@@ -162,10 +171,15 @@ async def _with_new_columns(
     return [replace(table, columns=(*table.columns, *new))] if new else []
 
 
-def _trouble(table: Table, real: Mapping[str, RealColumn], *, there: bool) -> str | None:
+def _trouble(table: Table, real: Mapping[str, RealColumn], relation: Relation | None) -> str | None:
     """Why a table of the realm cannot be written as it is registered; None when it can."""
-    if not there or not real:
+    if relation is None or not real:
         return "is not in the database any more; bring it back, or untrack it"
+    if relation.grant is not None:
+        return (
+            "may not be read, written and given triggers by the relay's role any more; let its"
+            f" owner run {relation.grant}"
+        )
     for column in table.columns:
         found = real.get(column.name)
         if found is None:

@@ -103,6 +103,18 @@ _INDEXES: Final[tuple[tuple[str, str, str], ...]] = (
 )
 
 
+# What a role lacks to have tables in a schema; NULL where it may.
+_GRANT: Final = """
+SELECT pg_catalog.format(
+    'GRANT %s ON SCHEMA %I TO %I', string_agg(p.name, ', ' ORDER BY p.name DESC), n.nspname,
+    current_user
+)
+FROM pg_catalog.pg_namespace AS n CROSS JOIN unnest('{USAGE,CREATE}'::text[]) AS p (name)
+WHERE n.nspname = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, p.name)
+GROUP BY n.oid, n.nspname
+"""
+
+
 class OwnTables:
     """The qualified names of the relay's own tables in one schema."""
 
@@ -132,6 +144,12 @@ async def bootstrap(connection: Connection, schema: str) -> bytes:
             # Asked first: a relay without the right to create schemas may be given one.
             if not await connection.fetchval("SELECT to_regnamespace($1)", quoted(schema)):
                 await connection.execute(f"CREATE SCHEMA {quoted(schema)}")
+            grant = await connection.fetchval(_GRANT, schema)
+            if grant is not None:
+                raise StoreError(
+                    f"the relay's role may not make its tables in schema {schema!r}; let the"
+                    f" schema's owner run {grant}"
+                )
             if await connection.fetchval("SELECT to_regclass($1)", own.meta) is None:
                 await _create(connection, own)
             if await connection.fetchval("SELECT to_regclass($1)", own.history) is None:

@@ -143,9 +143,10 @@ async def install_triggers(connection: Connection, own: OwnTables, tables: Itera
             f"CREATE OR REPLACE TRIGGER {_TRIGGER} AFTER INSERT OR UPDATE OR DELETE ON {name}"
             f" FOR EACH ROW {call}"
         )
-        await connection.execute(f"DROP TRIGGER IF EXISTS {_EMPTIED_TRIGGER} ON {name}")
+        # Replaced and never dropped: only the table's owner may do that.
         await connection.execute(
-            f"CREATE TRIGGER {_EMPTIED_TRIGGER} AFTER TRUNCATE ON {name} FOR EACH STATEMENT {call}"
+            f"CREATE OR REPLACE TRIGGER {_EMPTIED_TRIGGER} AFTER TRUNCATE ON {name}"
+            f" FOR EACH STATEMENT {call}"
         )
 
 

@@ -21,7 +21,8 @@ _MERGING_BY_DOMAIN: Final = {domain_type(kind).rpartition(".")[2]: kind for kind
 @dataclass(frozen=True, slots=True)
 class Relation:
     """A table, or what may be taken for one. `kind` and `persistence` are the catalog's letters
-    (relkind, relpersistence); `may_write` says whether this role may read and write all of it."""
+    (relkind, relpersistence); `grant` is the statement that this role lacks to read, write and
+    capture all of it, None where it may."""
 
     oid: int
     name: str
@@ -31,7 +32,7 @@ class Relation:
     inherits: bool
     extension: str | None
     hides_rows: bool
-    may_write: bool
+    grant: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,15 @@ SELECT c.oid, c.relname::text AS name, c.relkind::text AS kind,
         LIMIT 1
     ) AS extension,
     pg_catalog.row_security_active(c.oid) AS hides_rows,
-    pg_catalog.has_table_privilege(c.oid, 'SELECT')
-        AND pg_catalog.has_table_privilege(c.oid, 'INSERT')
-        AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')
-        AND pg_catalog.has_table_privilege(c.oid, 'DELETE') AS may_write
+    (
+        SELECT pg_catalog.format(
+            'GRANT %s ON %I.%I TO %I',
+            string_agg(p.name, ', ' ORDER BY p.place), n.nspname, c.relname, current_user
+        )
+        FROM unnest('{SELECT,INSERT,UPDATE,DELETE,TRIGGER}'::text[]) WITH ORDINALITY
+            AS p (name, place)
+        WHERE NOT pg_catalog.has_table_privilege(c.oid, p.name) HAVING count(*) > 0
+    ) AS "grant"
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 ORDER BY c.oid
@@ -250,7 +256,7 @@ async def read_relations(reader: Reader, schema: str) -> list[Relation]:
             inherits=row["inherits"],
             extension=row["extension"],
             hides_rows=row["hides_rows"],
-            may_write=row["may_write"],
+            grant=row["grant"],
         )
         for row in rows
     ]

@@ -249,10 +249,10 @@ def _unfit(relation: Relation) -> str | None:
         )
     if relation.extension is not None:
         return f"belongs to the extension {relation.extension!r}; track a table of your own"
-    if not relation.may_write:
+    if relation.grant is not None:
         return (
-            "the relay's role may not read and write all of it; GRANT SELECT, INSERT, UPDATE,"
-            " DELETE on it to that role"
+            "the relay's role may not read, write and put triggers on all of it; let its owner run"
+            f" {relation.grant}"
         )
     if relation.hides_rows:
         return (

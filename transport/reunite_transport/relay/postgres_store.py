@@ -489,9 +489,15 @@ def _checked(memory: Memory[RowWriter], head: asyncpg.Record | None) -> asyncpg.
 
 async def _connect(url: str) -> Connection:
     with translated():
-        connection: Connection = await asyncpg.connect(
-            url, timeout=CONNECT_SECONDS_MAX, command_timeout=HEAD_SECONDS_MAX
-        )
+        try:
+            connection: Connection = await asyncpg.connect(
+                url, timeout=CONNECT_SECONDS_MAX, command_timeout=HEAD_SECONDS_MAX
+            )
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise StoreError(
+                f"Postgres lets the relay's role not connect: {error.message}; GRANT CONNECT ON"
+                " DATABASE ... to that role"
+            ) from error
         return connection
 
 

@@ -38,6 +38,7 @@ async def untrack(url: str, names: Sequence[str] | None, *, schema: str = "publi
                         f"schema {schema!r} of this database has no tables of a relay; check the"
                         " URL"
                     )
+                await _require_ownership(connection, schema)
                 await connection.execute(f"SELECT FROM {own.head} FOR UPDATE")
                 gone = await _let_go(connection, own, names)
             if names is None:
@@ -45,6 +46,23 @@ async def untrack(url: str, names: Sequence[str] | None, *, schema: str = "publi
         finally:
             await connection.close()
     return gone
+
+
+async def _require_ownership(connection: Connection, schema: str) -> None:
+    """Triggers can be put on a table by whoever has the right to, and taken away by its owner."""
+    owner: str | None = await connection.fetchval(
+        "SELECT pg_catalog.pg_get_userbyid(c.relowner) FROM pg_catalog.pg_class AS c"
+        " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = $1 AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE') AND ("
+        "c.relname = '_reunite_meta' OR EXISTS (SELECT FROM pg_catalog.pg_trigger AS t"
+        " WHERE t.tgrelid = c.oid AND starts_with(t.tgname, '_reunite_'))) LIMIT 1",
+        schema,
+    )
+    if owner is not None:
+        raise StoreError(
+            "only the owners of the tables may let them go, and this role may not act as"
+            f" {owner!r}; untrack as a superuser, or as a role that is a member of them"
+        )
 
 
 async def _let_go(connection: Connection, own: OwnTables, names: Sequence[str] | None) -> list[str]:
