@@ -3,7 +3,8 @@
 Before a file meets a relay, its documents number columns in order of declaration. The registry's
 numbers replace them once, in every document that the file keeps. Tables of the realm that the file
 lacks are created from their description; where an untracked table of the name exists, it is left
-alone, and the realm's rows are kept as documents until it is tracked.
+alone, and the realm's rows are kept as documents until it is tracked. A table that the relay has
+let go and taken in again is another one, of other rows: this file's is then left alone, too.
 """
 
 import sqlite3
@@ -11,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from reunite import outbox
+from reunite import capture, outbox
 from reunite.adopt import match_ids
 from reunite.apply import apply_rows
 from reunite.bookkeeping import Row, Tracked, lines_of, save_rows, save_table
-from reunite.capture import install
 from reunite.cells.register import Register
 from reunite.ddl import add_column_statement, create_statements
 from reunite.document import EMPTY, KIND_MASK, Document, cell_key, decode, encode, merge
@@ -27,6 +27,10 @@ from reunite.state import State
 
 _LOST_TABLE: Final = (
     "the relay was restored from a backup that has no such table, and this file does not track it"
+)
+_ANOTHER_TABLE: Final = (
+    "the relay has let this table go and taken it in again, so that it is another one; track it in"
+    " this file to join both"
 )
 
 
@@ -42,6 +46,11 @@ def take_registry(state: State, tables: Sequence[Table]) -> None:
     unique: dict[str, list[set[str]]] = {}
     for table in parents_first(tables):
         known = by_registry.get(table.id) or by_name.get(ascii_lower(table.name))
+        if known is not None and _is_another(known, table):
+            capture.remove(state.conn, known.id)
+            state.conn.execute("DELETE FROM _reunite_log WHERE tbl = ?", (known.id,))
+            _drop(state, known, _ANOTHER_TABLE)
+            known = None
         if known is None:
             here = here or _names(state.conn)
             unique = unique or _unique_keys(tables)
@@ -74,7 +83,7 @@ def forget(state: State, tables: Sequence[Table]) -> None:
             continue
         if not known.tracked and now is None:
             # No table shows them here, so this file cannot describe it; others may.
-            _drop(state, known)
+            _drop(state, known, _LOST_TABLE)
             continue
         moved: dict[int, int | None] = dict.fromkeys(map(cell_key, stale))
         ids = {column.name: column.id for column in known.table.columns}
@@ -97,8 +106,19 @@ def forget(state: State, tables: Sequence[Table]) -> None:
     state.tables_changed()
 
 
-def _drop(state: State, known: Tracked) -> None:
-    """Forget a table, and keep what its rows held in `reunite_rejected`."""
+def _is_another(known: Tracked, table: Table) -> bool:
+    """True when a table of the registry has the name of one that is not in it any more: numbers
+    are given once, and names to one table at a time."""
+    remote = known.remote
+    return (
+        remote is not None
+        and remote.id != table.id
+        and ascii_lower(remote.name) == ascii_lower(table.name)
+    )
+
+
+def _drop(state: State, known: Tracked, why: str) -> None:
+    """Forget a table, and keep what was done to its rows and not sent in `reunite_rejected`."""
     made = steps(state, merging_rows(state))
     del state.tables[known.id]
     state.conn.execute("DELETE FROM _reunite_tables WHERE id = ?", (known.id,))
@@ -116,7 +136,7 @@ def _drop(state: State, known: Tracked) -> None:
                     entry,
                     state.now_ms,
                     "expired",
-                    _LOST_TABLE,
+                    why,
                     before=step.before if step else EMPTY,
                 )
         if not kept:
@@ -181,7 +201,7 @@ def _create(
         tracked = replace(tracked, sql=sql)
         state.meta.made += f"{number},"
         state.save("made")
-        install(state.conn, tracked)
+        capture.install(state.conn, tracked)
         taken |= _names(state.conn, table.name)
     save_table(state.conn, tracked)
     state.tables[number] = tracked

@@ -72,7 +72,7 @@ def checked(
     for section in changeset.sections:
         table = tables.get(section.table)
         if table is None:
-            raise Refusal("invalid", f"table {section.table} is not in the registry")
+            raise Refusal("invalid", f"the relay does not sync table {section.table}")
         derived = _derived(section, tables)
         rows = zip(section.keys, section.documents, section.kinds, strict=True)
         for index, (key, data, kind) in enumerate(rows):
