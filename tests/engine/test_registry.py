@@ -206,3 +206,28 @@ def test_a_table_that_cannot_be_made_here_is_left_alone_and_its_rows_are_kept(
     assert b.values("odd", 1) == {"a": "kept on"}
     assert b.replica.queued() == 0
     assert b.differences() == []
+
+
+def test_a_table_under_another_number_is_another_table_and_this_files_is_left_alone(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    """The relay let it go and took it in again: of what happened meanwhile nobody knows."""
+    a = make_peer(TODO, ROW)
+    a.track("todo")
+    relay.sync(a)
+    (known,) = a.replica.tables()
+    assert known.remote is not None
+    a.commit("UPDATE todo SET a = 'not sent' WHERE id = 1", at=100)
+    assert a.replica.take_registry([replace(known.remote, id=known.remote.id + 7)]) == []
+    (table,) = a.replica.tables()
+    assert not table.tracked
+    assert a.replica.standing().left_alone == ("todo",)
+    rejected = 'SELECT "table", key, kind, reason FROM reunite_rejected'
+    assert a.rows(rejected) == [("todo", 1, "update", "expired")]
+    # What is written from now on is the file's own.
+    a.write("UPDATE todo SET c = 'mine' WHERE id = 1")
+    assert a.replica.unsent() is False
+    assert a.rows("SELECT a, c FROM todo") == [("not sent", "mine")]
+    # Taking the same again changes nothing.
+    assert a.replica.take_registry([replace(known.remote, id=known.remote.id + 7)]) == []
+    assert a.replica.standing().left_alone == ("todo",)
