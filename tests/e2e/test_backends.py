@@ -333,7 +333,7 @@ def test_an_edit_that_meets_an_open_transaction_waits_and_both_are_kept(
             await other.sync.caught_up(SECONDS_MAX)
             await until(lambda: client.sync.status.state == "live", "the client is connected")
             await until(lambda: _rank(client, "b") == 5, "others' work arrives")
-            assert client.sync.status.queued == 1
+            await until(lambda: client.sync.status.queued == 1, "its edit waits")
             assert read(other.file, "SELECT title, done FROM todo WHERE id = 'a'") == [("one", 0)]
             await transaction.commit()
             await here.settle()
