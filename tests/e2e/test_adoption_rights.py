@@ -2,6 +2,7 @@
 of them."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 
 from reunite.errors import ReuniteError
 from reunite_transport.relay.postgres_store import open_postgres
+from tests.conftest import REPOSITORY
 from tests.e2e.backends import (
     Connection,
     health,
@@ -93,6 +95,13 @@ async def taken_in(url: str) -> None:
         await store.track(["place", "visit"])
     finally:
         await store.close()
+
+
+def test_the_readme_documents_these_rights() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    block = text[text.index("GRANT CONNECT") :]
+    granted = re.findall(r"^GRANT (.+) ON", block[: block.index("```")], re.MULTILINE)
+    assert granted == ["CONNECT", "USAGE, CREATE", ", ".join(TABLE_RIGHTS)]
 
 
 def test_the_documented_rights_are_enough_and_each_is_asked_for_by_name(either_url: str) -> None:
