@@ -11,7 +11,8 @@ Nothing here waits or reads a database; `fold` asks a transaction for what it ne
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Final
+from itertools import pairwise
+from typing import Final, TypeAlias
 
 from reunite.cells.kinds import Author
 from reunite.cells.register import Register, Value, same
@@ -130,12 +131,10 @@ class Edits:
         """Each row's writes, in order, those of one transaction as one. One that gave a row another
         key is two: the old row went, and a new one came. A row whose key cannot leave the database
         is left out."""
-        steps: dict[tuple[RowId, int], Written] = {}
+        steps: dict[tuple[RowId, int], list[Written]] = {}
 
         def add(row: RowId, written: Written) -> None:
-            first = steps.get((row, written.transaction))
-            before = written.before if first is None else first.before
-            steps[row, written.transaction] = written._replace(before=before)
+            steps.setdefault((row, written.transaction), []).append(written)
 
         for written in part:
             key = self._keys.get(written.table)
@@ -153,9 +152,10 @@ class Edits:
                 add(before, written._replace(after=None))
             if after is not None:
                 add(after, written._replace(before=None))
+        together = [(row, _as_one(writes)) for (row, _), writes in steps.items()]
         return [
             (row, written)
-            for (row, _), written in steps.items()
+            for row, written in together
             if written.before is not None or written.after is not None
         ]
 
@@ -256,10 +256,12 @@ class Edits:
             if column.id not in written.after:
                 continue
             key, now = columns.keys[place], written.after[column.id]
-            if written.before is not None:
+            if written.before is not None and written.at is not None:
                 # A column that was added since has its default in the rows that were there.
                 was = written.before.get(column.id, columns.defaults[place])
             else:
+                # It is what was there when the table or column came, whoever wrote it: a backend's
+                # write of a new column may be known already.
                 was = columns.value(before, place)
             if columns.is_same(key, was, now):
                 continue
@@ -279,6 +281,33 @@ class Edits:
 
 def _key(columns: Sequence[int], values: Mapping[int, Value] | None) -> tuple[Value, ...] | None:
     return None if values is None else tuple([values.get(column) for column in columns])
+
+
+def _as_one(writes: Sequence[Written]) -> Written:
+    """What one transaction did to a row, from its writes in the order in which they were noted.
+
+    That is not always the order in which they were done: what a trigger does to other rows of its
+    statement is noted before the statement's own writes of them, which came first. Then it began
+    with the values that none of the writes left, and ended with those that none began with.
+    """
+    before, after = writes[0].before, writes[-1].after
+    if any(one.after != other.before for one, other in pairwise(writes)):
+        befores, afters = [w.before for w in writes], [w.after for w in writes]
+        begun, ended = _without(befores, afters), _without(afters, befores)
+        before = begun[0] if begun else before
+        after = ended[-1] if ended else before
+    return writes[-1]._replace(before=before, after=after)
+
+
+_Values: TypeAlias = Mapping[int, Value] | None
+
+
+def _without(some: Sequence[_Values], others: Sequence[_Values]) -> list[_Values]:
+    left = list(some)
+    for other in others:
+        if other in left:
+            left.remove(other)
+    return left
 
 
 def _values(columns: Columns, found: Mapping[int, Value]) -> list[Value]:

@@ -442,6 +442,10 @@ class _Commit:
         """What the database made different is an edit by the relay."""
         for row, values in made.items():
             document = draft.documents[row]
+            if not document.alive:
+                # The database kept it.
+                revived = stamp(max(self._now, time_of(document.deleted) + 1), self._replica)
+                document = document._replace(edited=revived)
             cells = document.cells.copy()
             size = draft.sizes[row]
             for column, value in values.items():

@@ -72,6 +72,7 @@ async def capture_all(connection: Connection, schema: str, lock_wait_ms: int) ->
     own = OwnTables(schema)
     with translated():
         async with connection.transaction(isolation="read_committed"):
+            await connection.execute("SET TRANSACTION READ WRITE")
             await connection.execute(f"SET LOCAL lock_timeout = {lock_wait_ms}")
             await connection.execute("SET LOCAL client_min_messages = warning")
             await connection.execute(f"LOCK TABLE {own.meta} IN EXCLUSIVE MODE")
@@ -202,7 +203,7 @@ async def _add(connection: Connection, own: OwnTables, growth: Growth) -> None:
     for table in growth.created:
         await connection.execute(
             f"INSERT INTO {own.captured} (tx, tbl, after, after_nulls)"
-            f" SELECT pg_current_xact_id(), $1, row_to_json({_ROW}), {_nulls(table.columns)}"
+            f" SELECT pg_current_xact_id(), $1, row_to_json({_ROW}.*), {_nulls(table.columns)}"
             f" FROM {quoted(own.schema)}.{quoted(table.name)} AS {_ROW}",
             table.id,
         )
@@ -220,7 +221,7 @@ async def _add(connection: Connection, own: OwnTables, growth: Growth) -> None:
     await register(connection, own, growth)
 
 
-# Of a name that no column has.
+# Followed by a dot: a column may have any name, this one, too.
 _ROW: Final = '"_reunite_row"'
 
 

@@ -136,7 +136,8 @@ async def bootstrap(connection: Connection, schema: str) -> bytes:
     this at once: the second waits for the first."""
     own = OwnTables(schema)
     with translated():
-        async with connection.transaction():
+        async with connection.transaction(isolation="read_committed"):
+            await connection.execute("SET TRANSACTION READ WRITE")
             await connection.execute("SET LOCAL client_min_messages = warning")
             await connection.execute(
                 "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"reunite {schema}"

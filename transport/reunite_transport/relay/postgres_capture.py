@@ -14,6 +14,7 @@ have a form of their own in JSON (composites, types of extensions): their text i
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Final
 
@@ -51,6 +52,7 @@ DECLARE
     is_there boolean;
     said text;
     column_name text;
+    escaped boolean;
 BEGIN
     IF pg_trigger_depth() = 1 AND current_setting('{setting}', true) = 'on' THEN
         RETURN NULL;
@@ -61,25 +63,47 @@ BEGIN
     IF TG_OP IN ('UPDATE', 'INSERT') THEN
         after := row_to_json(NEW);
     END IF;
+    -- To look into it fails where a column of json has an escape that no text can hold: then not.
+    escaped := TG_NARGS > 1 AND strpos(concat(before, after), chr(92) || 'u') > 0;
     FOR place IN 1 .. TG_NARGS - 1 LOOP
         column_name := substr(TG_ARGV[place], 2);
+        IF escaped THEN
+            CONTINUE WHEN NOT EXISTS (
+                SELECT FROM pg_attribute WHERE attrelid = TG_RELID AND attname = column_name
+            );
+        ELSE
+            CONTINUE WHEN coalesce(after, before) -> column_name IS NULL;
+        END IF;
         IF left(TG_ARGV[place], 1) = 't' THEN
-            IF before -> column_name IS NOT NULL THEN
+            -- Of a name that is there twice the last counts.
+            IF before IS NOT NULL THEN
                 EXECUTE format('SELECT ($1).%I::text', column_name) INTO said USING OLD;
-                before := (before::jsonb || jsonb_build_object(column_name, said))::json;
+                before := concat(
+                    left(before::text, -1), ',', to_json(column_name), ':',
+                    coalesce(to_json(said)::text, 'null'), '}}'
+                )::json;
             END IF;
-            IF after -> column_name IS NOT NULL THEN
+            IF after IS NOT NULL THEN
                 EXECUTE format('SELECT ($1).%I::text', column_name) INTO said USING NEW;
-                after := (after::jsonb || jsonb_build_object(column_name, said))::json;
+                after := concat(
+                    left(after::text, -1), ',', to_json(column_name), ':',
+                    coalesce(to_json(said)::text, 'null'), '}}'
+                )::json;
             END IF;
             CONTINUE;
         END IF;
-        IF json_typeof(before -> column_name) = 'null' THEN
-            EXECUTE format('SELECT ($1).%I IS NOT NULL', column_name) INTO is_there USING OLD;
+        IF before IS NOT NULL AND (
+            CASE WHEN escaped THEN true ELSE json_typeof(before -> column_name) = 'null' END
+        ) THEN
+            EXECUTE format('SELECT json_typeof(to_json(($1).%I)) = ''null''', column_name)
+                INTO is_there USING OLD;
             IF is_there THEN before_nulls := before_nulls || column_name; END IF;
         END IF;
-        IF json_typeof(after -> column_name) = 'null' THEN
-            EXECUTE format('SELECT ($1).%I IS NOT NULL', column_name) INTO is_there USING NEW;
+        IF after IS NOT NULL AND (
+            CASE WHEN escaped THEN true ELSE json_typeof(after -> column_name) = 'null' END
+        ) THEN
+            EXECUTE format('SELECT json_typeof(to_json(($1).%I)) = ''null''', column_name)
+                INTO is_there USING NEW;
             IF is_there THEN after_nulls := after_nulls || column_name; END IF;
         END IF;
     END LOOP;
@@ -125,7 +149,8 @@ async def install_function(connection: Connection, own: OwnTables) -> None:
 
 
 async def install_triggers(connection: Connection, own: OwnTables, tables: Iterable[Table]) -> None:
-    """Capture what is written to these tables from now on. Writers are waited for, and wait."""
+    """Capture what is written to these tables from now on. Writers are waited for, and wait;
+    readers are not in the way."""
     tables = list(tables)
     by_name = {table.name: table for table in tables}
     own_form: dict[str, list[str]] = {}
@@ -187,6 +212,8 @@ class Captured:
         self._decoders = decoders
         self._snapshot = ""
         self._last = 0
+        # Columns that went after something of them was captured, by table.
+        self._gone: dict[str, Set[str]] = {}
 
     async def look(self) -> bool:
         """True when anything is there; `part` is of what was committed before this."""
@@ -205,12 +232,12 @@ class Captured:
         rows = await self._connection.fetch(
             _TAKE.format(captured=self._own.captured), self._snapshot, self._last, PART_ROWS
         )
-        return self._written(rows) if rows else None
+        return await self._written(rows) if rows else None
 
     async def consequences(self) -> list[Written]:
         """What this transaction itself has caused."""
         rows = await self._connection.fetch(_CONSEQUENCES.format(captured=self._own.captured))
-        return self._written(rows)
+        return await self._written(rows)
 
     async def has_other(self, found: Sequence[Written]) -> bool:
         """True when backends wrote, since the parts were read, to rows that these are of; or so
@@ -222,14 +249,29 @@ class Captured:
         )
         mine = set(self._decoders.keys(found))
         return len(rows) >= PART_ROWS or not mine.isdisjoint(
-            self._decoders.keys(self._decoders.read(rows))
+            self._decoders.keys(await self._read(rows))
         )
 
-    def _written(self, rows: Sequence[asyncpg.Record]) -> list[Written]:
+    async def _written(self, rows: Sequence[asyncpg.Record]) -> list[Written]:
         ordered = sorted(rows, key=lambda row: row["id"])
         if ordered:
             self._last = max(self._last, ordered[-1]["id"])
-        return self._decoders.read(ordered)
+        return await self._read(ordered)
+
+    async def _read(self, rows: Sequence[asyncpg.Record]) -> list[Written]:
+        """The writes that these lines hold. Raises Busy when a column was added that is not
+        noticed yet; what one held that is not there any more is nobody's loss."""
+        while True:
+            try:
+                return self._decoders.read(rows, self._gone)
+            except _UnknownColumns as unknown:
+                real = await read_columns(self._connection, self._own.schema, [unknown.table])
+                if not unknown.names.isdisjoint(column.name for column in real):
+                    raise Busy(
+                        f"table {unknown.table!r} was altered, which is not noticed yet"
+                    ) from unknown
+                gone = self._gone.get(unknown.table, frozenset[str]())
+                self._gone[unknown.table] = gone | unknown.names
 
 
 class Decoders:
@@ -251,11 +293,13 @@ class Decoders:
             for table in tables
         }
 
-    def read(self, rows: Iterable[asyncpg.Record]) -> list[Written]:
+    def read(self, rows: Iterable[asyncpg.Record], gone: Mapping[str, Set[str]]) -> list[Written]:
         """The writes that these lines hold, but for those of tables that are not tracked. Raises
-        Busy when a table was altered."""
+        _UnknownColumns when a table has others than it is known to have or those `gone`."""
         return [
-            self._by_table[row["tbl"]].written(row) for row in rows if row["tbl"] in self._by_table
+            self._by_table[row["tbl"]].written(row, gone)
+            for row in rows
+            if row["tbl"] in self._by_table
         ]
 
     def keys(self, found: Iterable[Written]) -> Iterator[tuple[int, tuple[Value, ...]]]:
@@ -264,13 +308,27 @@ class Decoders:
             yield from self._by_table[written.table].keys(written)
 
 
-class _Number(str):
-    """A number of JSON as it was written."""
+class _UnknownColumns(Exception):
+    """A captured row has columns that its table is not known to have."""
+
+    def __init__(self, table: str, names: Set[str]) -> None:
+        super().__init__(f"table {table!r}: columns {sorted(names)}")
+        self.table = table
+        self.names = names
+
+
+class _AsWritten(str):
+    """A part of JSON's text as it was written."""
 
     __slots__ = ()
 
 
-_JSON: Final = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_Number)
+_JSON: Final = json.JSONDecoder(
+    parse_float=_AsWritten, parse_int=_AsWritten, parse_constant=_AsWritten
+)
+# What stands between values, and what says where one ends.
+_GAP: Final = re.compile(r"[\s:,]*")
+_MARK: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
 
 
 class _Decoder:
@@ -296,25 +354,35 @@ class _Decoder:
             if values is not None:
                 yield self._table.id, tuple(values.get(c.id) for c in self._table.key)
 
-    def written(self, row: asyncpg.Record) -> Written:
+    def written(self, row: asyncpg.Record, gone: Mapping[str, Set[str]]) -> Written:
         at_us = row["at_us"]
-        before, after = _row(row["before"]), _row(row["after"])
         return Written(
             self._table.id,
             row["tx"],
             None if at_us is None else (at_us << 16) // 1000,
-            self._values(before, row["before_nulls"]),
-            self._values(after, row["after_nulls"]),
+            self._row(row["before"], row["before_nulls"], gone),
+            self._row(row["after"], row["after_nulls"], gone),
         )
 
-    def _values(
-        self, found: Mapping[str, object] | None, nulls: Sequence[str] | None
+    def _row(
+        self, text: str | None, nulls: Sequence[str] | None, gone: Mapping[str, Set[str]]
     ) -> dict[int, Value] | None:
-        if found is None:
+        if text is None:
             return None
-        if not found.keys() <= self._names:
-            raise Busy(f"table {self._table.name!r} was altered, which is not noticed yet")
+        try:
+            return self._values(_JSON.decode(text), nulls, gone)
+        except RecursionError:  # JSON as deep as no parser goes
+            return self._values(_shallow(text), nulls, gone)
+
+    def _values(
+        self, found: Mapping[str, object], nulls: Sequence[str] | None, gone: Mapping[str, Set[str]]
+    ) -> dict[int, Value]:
         columns = self._columns
+        if not found.keys() <= self._names:
+            unknown = found.keys() - self._names - columns.keys()
+            unknown -= gone.get(self._table.name, frozenset[str]())
+            if unknown:
+                raise _UnknownColumns(self._table.name, unknown)
         values: dict[int, Value] = {}
         for name, value in found.items():
             if name in columns:
@@ -326,11 +394,36 @@ class _Decoder:
         return values
 
 
-def _row(text: str | None) -> Mapping[str, object] | None:
-    if text is None:
-        return None
-    found: Mapping[str, object] = _JSON.decode(text)
+def _shallow(text: str) -> dict[str, object]:
+    """An object of JSON whose arrays and objects are left as they are written."""
+    found: dict[str, object] = {}
+    at = _past_gap(text, text.index("{") + 1)
+    while text[at] != "}":
+        name, at = _JSON.raw_decode(text, at)
+        at = _past_gap(text, at)
+        if text[at] in "[{":
+            end = _end(text, at)
+            found[name] = _AsWritten(text[at:end])
+        else:
+            found[name], end = _JSON.raw_decode(text, at)
+        at = _past_gap(text, end)
     return found
+
+
+def _past_gap(text: str, at: int) -> int:
+    gap = _GAP.match(text, at)
+    assert gap is not None, "it matches nothing, too"
+    return gap.end()
+
+
+def _end(text: str, at: int) -> int:
+    """Where the array or object ends that begins here."""
+    depth = 0
+    for mark in _MARK.finditer(text, at):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+        if depth == 0:
+            return mark.end()
+    raise ValueError("JSON that does not end")
 
 
 def _reader(
@@ -360,13 +453,22 @@ def _reader(
 def json_text(found: object) -> str:
     """JSON's text of what was read of it, its numbers as they were."""
     if isinstance(found, dict):
-        parts = (f"{json.dumps(k, ensure_ascii=False)}: {json_text(v)}" for k, v in found.items())
+        parts = (f"{_json_string(k)}: {json_text(v)}" for k, v in found.items())
         return "{" + ", ".join(parts) + "}"
     if isinstance(found, list):
         return "[" + ", ".join(map(json_text, found)) + "]"
-    if isinstance(found, _Number):
+    if isinstance(found, _AsWritten):
         return str(found)
-    return json.dumps(found, ensure_ascii=False)
+    return _json_string(found)
+
+
+def _json_string(found: object) -> str:
+    text = json.dumps(found, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character: JSON can hold it as an escape only
+        return json.dumps(found)
+    return text
 
 
 def _literal(text: str) -> str:

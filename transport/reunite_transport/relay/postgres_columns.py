@@ -241,7 +241,8 @@ def _as_number(text: str) -> Value:
     number = decimal_of(text)
     if number is None:
         return text
-    if number == number.to_integral_value() and abs(number) <= INTEGER_MAX:
+    # `abs` would round, and overflow.
+    if -INTEGER_MAX <= number <= INTEGER_MAX and number == number.to_integral_value():
         return int(number)
     approximate = float(text)
     return approximate if Decimal(repr(approximate)) == number else text

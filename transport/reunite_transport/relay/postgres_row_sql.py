@@ -103,10 +103,22 @@ def insert_sql(shape: Shape) -> str:
 
 
 def delete_sql(shape: Shape) -> str:
-    """Delete rows by key."""
+    """Delete rows by key. Answers with the places of rows that are there all the same, as a trigger
+    keeps them."""
+    matches = _matches("t", shape.keys)
     return (
-        f"WITH {_given(shape, shape.keys, 1)} DELETE FROM {shape.name} AS t USING given"
-        f" WHERE {_matches('t', shape.keys)}"
+        f"WITH {_given(shape, shape.keys, 1)}, gone AS (DELETE FROM {shape.name} AS t USING given"
+        f" WHERE {matches} RETURNING given.place)"
+        f" SELECT given.place FROM given JOIN {shape.name} AS t ON {matches}"
+        " EXCEPT SELECT place FROM gone"
+    )
+
+
+def there_sql(shape: Shape) -> str:
+    """How many of the rows are there."""
+    return (
+        f"WITH {_given(shape, shape.keys, 1)} SELECT count(*) FROM {shape.name} AS t JOIN given"
+        f" ON {_matches('t', shape.keys)}"
     )
 
 

@@ -27,6 +27,7 @@ from reunite_transport.relay.postgres_row_sql import (
     lock_sql,
     referring_sql,
     shape_of,
+    there_sql,
     update_sql,
 )
 from reunite_transport.relay.postgres_schema import enforceable_keys, text_function
@@ -107,7 +108,7 @@ class RowWriter:
             await self._update(connection, self._shapes[table], rows, rewritten, made)
         for table in reversed(self._shapes):
             if table in deletes:
-                await self._delete(connection, self._shapes[table], deletes)
+                await self._delete(connection, self._shapes[table], deletes, made)
         for table in self._shapes:
             if table in inserts:
                 await self._insert(connection, self._shapes[table], inserts[table], made)
@@ -139,10 +140,14 @@ class RowWriter:
             sql = self._update_statement(shape, changed, compared)
             found = await _run(connection, sql, shape, group, compared)
             if found[0]["written"] != len(group):
+                if await _there(connection, shape, group) == len(group):
+                    raise _kept_out(shape)
                 raise Busy(f"table {shape.table.name!r}: a row to update is not there")
             _note(found, shape, group, [shape.cells[place] for place in compared], made)
 
-    async def _delete(self, connection: Connection, shape: Shape, deletes: _RowsByTable) -> None:
+    async def _delete(
+        self, connection: Connection, shape: Shape, deletes: _RowsByTable, made: _Made
+    ) -> None:
         rows = deletes[shape.table.id]
         children = self._children.get(shape.table.id, ())
         if children:
@@ -157,7 +162,8 @@ class RowWriter:
                     f"table {child.table.name!r}: rows still refer to a deleted row of"
                     f" {shape.table.name!r}"
                 )
-        await _run(connection, self._deletes[shape.table.id], shape, rows, ())
+        for (place,) in await _run(connection, self._deletes[shape.table.id], shape, rows, ()):
+            made[rows[place - 1].row] = {}
 
     async def _insert(
         self, connection: Connection, shape: Shape, rows: Sequence[RowChange], made: _Made
@@ -168,6 +174,8 @@ class RowWriter:
         if counts["misspelt"]:
             raise Violation(f"table {name!r}: a key is not written as Postgres writes it")
         if counts["written"] != len(rows):
+            if await _there(connection, shape, rows) < len(rows):
+                raise _kept_out(shape)
             raise Busy(f"table {name!r}: a row to insert is already there")
         if counts["matched"] != len(rows):
             raise Violation(f"table {name!r}: a trigger changes the primary key")
@@ -224,6 +232,16 @@ def _sorted_out(
 
 def _rows(changes: Sequence[RowChange]) -> list[RowId]:
     return [change.row for change in changes]
+
+
+async def _there(connection: Connection, shape: Shape, rows: Sequence[RowChange]) -> int:
+    (found,) = await _run(connection, there_sql(shape), shape, rows, ())
+    return int(found["count"])
+
+
+def _kept_out(shape: Shape) -> Violation:
+    name = shape.table.name
+    return Violation(f"table {name!r}: a trigger keeps a row from being written", table=name)
 
 
 async def _run(

@@ -506,6 +506,7 @@ async def _offer_domains(connection: Connection) -> None:
     for when a column needs it: most realms have none."""
     with translated(), suppress(asyncpg.PostgresError):
         async with connection.transaction(isolation="read_committed"):
+            await connection.execute("SET TRANSACTION READ WRITE")
             await make_domains(connection)
 
 

@@ -30,7 +30,8 @@ async def untrack(url: str, names: Sequence[str] | None, *, schema: str = "publi
         connection: Connection = await asyncpg.connect(url)
         try:
             own = OwnTables(schema)
-            async with connection.transaction():
+            async with connection.transaction(isolation="read_committed"):
+                await connection.execute("SET TRANSACTION READ WRITE")
                 await connection.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
                 await connection.execute("SET LOCAL client_min_messages = warning")
                 if await connection.fetchval("SELECT to_regclass($1)", own.meta) is None:

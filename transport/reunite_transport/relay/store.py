@@ -196,7 +196,8 @@ class StoreTransaction(Protocol):
         self, changes: Sequence[RowChange]
     ) -> Mapping[RowId, Mapping[int, object]]:
         """Write the app's tables and check every constraint. Returns what the database made
-        different of the written cells: {row: {column id: value as a register holds it}}.
+        different of the written cells: {row: {column id: value as a register holds it}}; a row
+        that a trigger kept from being deleted is among them, without a column.
         Raises Violation or Busy; the caller's savepoint undoes."""
         ...
 
