@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from reunite.schema import quoted
+from reunite_transport.relay import postgres_capture
 from reunite_transport.relay.admission import Refused
 from reunite_transport.relay.commit import commit_batch
 from reunite_transport.relay.postgres_store import PostgresStore, open_postgres
@@ -98,6 +99,24 @@ def test_what_a_trigger_writes_to_a_row_comes_after_what_it_was_called_for(
             await backend.execute(statement)
             await folded(store)
             await assert_equal(store, backend, "item")
+
+    run(postgres_url, made, scenario)
+
+
+@pytest.mark.parametrize("name", ["Drop", "zz"])
+def test_a_row_that_a_trigger_deletes_as_it_comes_never_was(postgres_url: str, name: str) -> None:
+    made = f"""{COUNTED}
+    CREATE FUNCTION take() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        DELETE FROM item WHERE id = NEW.id;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER "{name}" AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION take();
+    """
+
+    async def scenario(store: PostgresStore, backend: Connection) -> None:
+        await backend.execute("INSERT INTO item VALUES (1, 'milk', 1)")
+        await folded(store)
+        await assert_equal(store, backend, "item")
 
     run(postgres_url, made, scenario)
 
@@ -260,6 +279,45 @@ def test_a_column_that_is_not_noticed_yet_is_waited_for(postgres_url: str) -> No
             await backend.execute("UPDATE todo SET n = 4")
         with pytest.raises(Busy):
             await folded(store)
+        await store.follow(track_new=False)
+        await folded(store)
+        await assert_equal(store, backend, "todo")
+
+    run(postgres_url, TWO, scenario)
+
+
+def test_a_new_column_that_a_long_transaction_keeps_from_being_noticed_holds_up_nothing(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_capture, "_IS_NEW", "SELECT $1::bigint < 0")
+
+    async def scenario(store: PostgresStore, backend: Connection) -> None:
+        await backend.execute("ALTER TABLE todo ADD COLUMN n integer DEFAULT 3")
+        long = await asyncpg.connect(postgres_url)
+        try:
+            await long.execute("BEGIN; INSERT INTO todo VALUES (2, 'rye', 'new', 8)")
+            await backend.execute("UPDATE todo SET n = NULL, title = 'bread'")
+            await backend.execute("INSERT INTO list VALUES (1, 'home')")
+            with pytest.raises(Busy):
+                await store.follow(track_new=False)
+            await folded(store)
+            await assert_equal(store, backend, "list")
+            await long.execute("COMMIT")
+        finally:
+            await long.close()
+        await store.follow(track_new=False)
+        await folded(store)
+        await assert_equal(store, backend, "todo")
+
+    run(postgres_url, TWO, scenario)
+
+
+def test_a_default_that_is_younger_than_its_column_is_not_that_of_older_rows(
+    postgres_url: str,
+) -> None:
+    async def scenario(store: PostgresStore, backend: Connection) -> None:
+        await backend.execute("ALTER TABLE todo ADD COLUMN n integer")
+        await backend.execute("ALTER TABLE todo ALTER COLUMN n SET DEFAULT 3")
         await store.follow(track_new=False)
         await folded(store)
         await assert_equal(store, backend, "todo")

@@ -288,14 +288,19 @@ def _as_one(writes: Sequence[Written]) -> Written:
 
     That is not always the order in which they were done: what a trigger does to other rows of its
     statement is noted before the statement's own writes of them, which came first. Then it began
-    with the values that none of the writes left, and ended with those that none began with.
+    with the values that none of the writes left, and ended with those that none began with. Where
+    these are the same it did nothing, also to a row that came and went.
     """
+    if len(writes) == 1:
+        return writes[0]
     before, after = writes[0].before, writes[-1].after
     if any(one.after != other.before for one, other in pairwise(writes)):
         befores, afters = [w.before for w in writes], [w.after for w in writes]
         begun, ended = _without(befores, afters), _without(afters, befores)
         before = begun[0] if begun else before
         after = ended[-1] if ended else before
+    if before == after:
+        before = after = None
     return writes[-1]._replace(before=before, after=after)
 
 

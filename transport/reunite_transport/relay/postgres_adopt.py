@@ -210,12 +210,16 @@ async def _add(connection: Connection, own: OwnTables, growth: Growth) -> None:
     for table in grown.values():
         columns = [column for each, column in growth.added if each.id == table.id]
         key = _fields(table.key)
+        # A default may be younger than the column, or set aside by a backend: then NULL is a value.
+        held = "true"
+        if all(column.default is None for column in columns):
+            held = f"num_nonnulls({', '.join(_named(c) for c in columns)}) > 0"
         await connection.execute(
             f"INSERT INTO {own.captured} (tx, tbl, before, after, after_nulls)"
             f" SELECT pg_current_xact_id(), $1, json_build_object({key}),"
             f" json_build_object({key}, {_fields(columns)}), {_nulls(columns)}"
             f" FROM {quoted(own.schema)}.{quoted(table.name)} AS {_ROW}"
-            f" WHERE num_nonnulls({', '.join(_named(c) for c in columns)}) > 0",
+            f" WHERE {held}",
             table.id,
         )
     await register(connection, own, growth)

@@ -31,6 +31,9 @@ from reunite_transport.relay.postgres_schema import register_value
 from reunite_transport.relay.store import Busy, Written
 
 RELAY_SETTING: Final = "reunite.relay"
+# A new column is noticed within seconds, unless a long transaction has written to its table; then
+# nobody waits for that, and what the column holds comes once it is noticed.
+UNNOTICED_US_MAX: Final = 5_000_000
 # Rows that are read and folded at a time.
 PART_ROWS: Final = 5_000
 
@@ -131,6 +134,9 @@ _OTHERS: Final = """
 SELECT id, tx::text::bigint AS tx, tbl, (extract(epoch FROM at) * 1000000)::bigint AS at_us,
     before, after, before_nulls, after_nulls
 FROM {captured} WHERE tx <> pg_current_xact_id() AND tbl = ANY ($1::integer[]) LIMIT $2
+"""
+_IS_NEW: Final = f"""
+SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint - $1 < {UNNOTICED_US_MAX}
 """
 _CONSEQUENCES: Final = """
 DELETE FROM {captured} WHERE tx = pg_current_xact_id() AND (before IS NOT NULL OR after IS NOT NULL)
@@ -259,14 +265,15 @@ class Captured:
         return await self._read(ordered)
 
     async def _read(self, rows: Sequence[asyncpg.Record]) -> list[Written]:
-        """The writes that these lines hold. Raises Busy when a column was added that is not
+        """The writes that these lines hold. Raises Busy when a column was just added that is not
         noticed yet; what one held that is not there any more is nobody's loss."""
         while True:
             try:
                 return self._decoders.read(rows, self._gone)
             except _UnknownColumns as unknown:
                 real = await read_columns(self._connection, self._own.schema, [unknown.table])
-                if not unknown.names.isdisjoint(column.name for column in real):
+                added = not unknown.names.isdisjoint(column.name for column in real)
+                if added and await self._connection.fetchval(_IS_NEW, unknown.at_us):
                     raise Busy(
                         f"table {unknown.table!r} was altered, which is not noticed yet"
                     ) from unknown
@@ -311,10 +318,11 @@ class Decoders:
 class _UnknownColumns(Exception):
     """A captured row has columns that its table is not known to have."""
 
-    def __init__(self, table: str, names: Set[str]) -> None:
+    def __init__(self, table: str, names: Set[str], at_us: int) -> None:
         super().__init__(f"table {table!r}: columns {sorted(names)}")
         self.table = table
         self.names = names
+        self.at_us = at_us
 
 
 class _AsWritten(str):
@@ -360,29 +368,37 @@ class _Decoder:
             self._table.id,
             row["tx"],
             None if at_us is None else (at_us << 16) // 1000,
-            self._row(row["before"], row["before_nulls"], gone),
-            self._row(row["after"], row["after_nulls"], gone),
+            self._row(row["before"], row["before_nulls"], gone, at_us or 0),
+            self._row(row["after"], row["after_nulls"], gone, at_us or 0),
         )
 
     def _row(
-        self, text: str | None, nulls: Sequence[str] | None, gone: Mapping[str, Set[str]]
+        self,
+        text: str | None,
+        nulls: Sequence[str] | None,
+        gone: Mapping[str, Set[str]],
+        at_us: int,
     ) -> dict[int, Value] | None:
         if text is None:
             return None
         try:
-            return self._values(_JSON.decode(text), nulls, gone)
+            return self._values(_JSON.decode(text), nulls, gone, at_us)
         except RecursionError:  # JSON as deep as no parser goes
-            return self._values(_shallow(text), nulls, gone)
+            return self._values(_shallow(text), nulls, gone, at_us)
 
     def _values(
-        self, found: Mapping[str, object], nulls: Sequence[str] | None, gone: Mapping[str, Set[str]]
+        self,
+        found: Mapping[str, object],
+        nulls: Sequence[str] | None,
+        gone: Mapping[str, Set[str]],
+        at_us: int,
     ) -> dict[int, Value]:
         columns = self._columns
         if not found.keys() <= self._names:
             unknown = found.keys() - self._names - columns.keys()
             unknown -= gone.get(self._table.name, frozenset[str]())
             if unknown:
-                raise _UnknownColumns(self._table.name, unknown)
+                raise _UnknownColumns(self._table.name, unknown, at_us)
         values: dict[int, Value] = {}
         for name, value in found.items():
             if name in columns:
