@@ -48,6 +48,8 @@ class MemoryStore:
         self.lost_answers = 0
         self.held: set[RowId] = set()
         self.captured: list[Written] = []
+        # As when a commit that took it fails.
+        self.keeps_captured = False
         self.gate = asyncio.Event()
         self.gate.set()
         self.began = asyncio.Event()
@@ -216,7 +218,9 @@ class MemoryTransaction:
 
     async def captured(self) -> AsyncIterator[Sequence[Written]]:
         """What the test captured."""
-        while self._store.captured:
+        if self._store.keeps_captured:
+            yield list(self._store.captured)
+        while self._store.captured and not self._store.keeps_captured:
             taken, self._store.captured = self._store.captured, []
             yield taken
 

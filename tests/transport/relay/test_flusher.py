@@ -5,18 +5,34 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
+from reunite.keys import pack_key
 from reunite_transport.messages import Commit, EntryKind, Error, Known, Rejected
 from reunite_transport.relay import flusher as flusher_module
 from reunite_transport.relay.admission import Changeset
+from reunite_transport.relay.backend import Edits
 from reunite_transport.relay.commit import Outcome, commit_batch
-from reunite_transport.relay.flusher import QUEUED_BYTES_MAX, CommitBatch, Flusher
+from reunite_transport.relay.flusher import (
+    FAILURES_MAX,
+    QUEUED_BYTES_MAX,
+    CommitBatch,
+    Flusher,
+)
 from reunite_transport.relay.hub import Hub
-from reunite_transport.relay.store import Busy, RowChange, Store, StoreError, Violation
+from reunite_transport.relay.store import (
+    Busy,
+    RowChange,
+    RowId,
+    Store,
+    StoreError,
+    Violation,
+    Written,
+)
 from tests.transport.relay.clients import SECONDS_MAX, TODO, Client, ready, todo
-from tests.transport.relay.memory_store import MemoryStore
+from tests.transport.relay.memory_store import START_MS, MemoryStore
 
 
 @dataclass
@@ -375,6 +391,40 @@ def test_a_changeset_that_fails_in_our_code_again_and_again_is_refused_alone(
             assert not one.session.closed
             assert world.flusher.queued_bytes == 0
             assert (2, 1) in world.store._changesets
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_be_folded_is_told_and_refuses_nobodys_push(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    real = Edits.applied
+    failed = asyncio.Event()
+    times = 0
+
+    def broken(*arguments: Any) -> Any:
+        nonlocal times
+        times += 1
+        if times > FAILURES_MAX + 1:
+            failed.set()
+        raise ZeroDivisionError("ours to repair")
+
+    async def scenario() -> None:
+        async with at_work() as world:
+            one = await world.client(1)
+            monkeypatch.setattr(Edits, "applied", broken)
+            wrote = Written(TODO.id, 1, START_MS << 16, None, {1: 7, 2: "theirs"})
+            world.store.captured.append(wrote)
+            world.store.keeps_captured = True
+            world.push(one, 1)
+            await failed.wait()
+            assert world.flusher.unfoldable
+            monkeypatch.setattr(Edits, "applied", real)
+            world.store.keeps_captured = False
+            assert (await one.next(Commit)).acknowledged == (1,)
+            assert not world.flusher.unfoldable
+            assert RowId(TODO.id, pack_key((7,))) in world.store.documents
 
     asyncio.run(scenario())
 

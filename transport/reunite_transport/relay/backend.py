@@ -30,7 +30,13 @@ from reunite.errors import FormatError
 from reunite.keys import key_problem, pack_key
 from reunite.overwritten import Loss, losses
 from reunite.schema import Table
-from reunite_transport.relay.store import RowId, StoreTransaction, Written
+from reunite_transport.relay.store import (
+    RowId,
+    StoreError,
+    StoreTransaction,
+    Unfoldable,
+    Written,
+)
 
 # Above this a commit is pulled and not streamed, so its rows need not be remembered.
 STATED_ROWS_MAX: Final = 10_000
@@ -62,6 +68,20 @@ async def fold(
     """Fold all that backends wrote and no commit has folded, record the documents, and add them to
     `folded`. With `history` what is overwritten is kept. Each part is done with before the next is
     read, so that a statement which changed all rows of a large table takes little memory."""
+    try:
+        await _fold(transaction, replica, folded, history=history)
+    except StoreError:
+        raise
+    except Exception as error:
+        # Whoever pushes meanwhile is not to blame.
+        raise Unfoldable(
+            "what backends wrote cannot be merged, by an error of the relay"
+        ) from error
+
+
+async def _fold(
+    transaction: StoreTransaction, replica: int, folded: Folded, *, history: bool
+) -> None:
     tables = {table.id: table for table in transaction.tables}
     async for part in transaction.captured():
         start = 0

@@ -38,7 +38,7 @@ from reunite_transport.relay.commit import (
 )
 from reunite_transport.relay.hub import Hub, Member
 from reunite_transport.relay.logs import told, trace
-from reunite_transport.relay.store import BACKLOG_MAX, Store, StoreError
+from reunite_transport.relay.store import BACKLOG_MAX, Store, StoreError, Unfoldable
 from reunite_transport.relay.tally import UNCOUNTED, Tally
 from reunite_transport.relay_session import PushReady
 
@@ -133,6 +133,8 @@ class Flusher:
         self.in_flight_since: float | None = None
         """When that commit began, on the loop's clock."""
         self.queued_bytes = 0
+        self.unfoldable = False
+        """True while what backends wrote cannot be folded, and nothing is committed."""
         self._store = store
         self._hub = hub
         self._commit = commit
@@ -303,6 +305,10 @@ class Flusher:
             _log.warning(
                 "a batch of %d changesets is tried again: %s", len(changesets), told(error)
             )
+            if isinstance(error, Unfoldable):
+                if not self.unfoldable:
+                    _log.error("%s\n%s", error, trace(error))
+                self.unfoldable = True
             self._try_again(batch)
         except Exception as error:
             failed = error
@@ -322,6 +328,7 @@ class Flusher:
             if failed is not None and not batch:
                 self._put_off_folding()
             elif failed is None:
+                self.unfoldable = False
                 self._fold_delay = self._fold_not_before = 0.0
 
     def _put_off_folding(self) -> None:

@@ -49,9 +49,9 @@ class Limits:
     """How late what a backend wrote, or another relay on the same database, may be noticed."""
     store_seconds: float = 15.0
     """How long a client's question waits for a database that is away."""
-    batch_seconds: float = 60.0
-    """How long one commit may take before the relay counts as unhealthy; the largest take
-    seconds."""
+    batch_seconds: float = 600.0
+    """How long one commit may take before the relay counts as unhealthy; the largest take seconds,
+    but for what backends wrote while none ran: a million rows take minutes."""
     page_rows_max: int = FRAME_ROWS_MAX
     """Of the feed; more pages cost more round trips, larger ones more at once."""
     migration_seconds: float = 1.0
@@ -180,6 +180,8 @@ class Service:
         """What a load balancer should know; None while the database answers and commits."""
         if not self.answers:
             return "the database does not answer"
+        if self.flusher.unfoldable:
+            return "what backends wrote cannot be merged; the log says why"
         since = self.flusher.in_flight_since
         now = asyncio.get_running_loop().time()
         if since is not None and now - since > self.limits.batch_seconds:

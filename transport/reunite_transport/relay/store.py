@@ -129,6 +129,11 @@ class Busy(StoreError):
     """A lock, deadlock or serialisation failure: the same work may succeed later."""
 
 
+class Unfoldable(StoreError):
+    """What backends wrote cannot be folded, by an error of ours. Nothing else is committed before
+    it is, as it would be written over."""
+
+
 class WentBack(StoreError):
     """The database is not in the history that this store has seen: it was restored from a backup.
     Every call raises it until `forget`."""
