@@ -208,10 +208,11 @@ def _create(
 
 
 def _add_columns(state: State, known: Tracked, remote: Table) -> None:
-    """Give a table that was made from the relay's description the columns that it has got there
-    since. A table of the app's own is the app's to change. `rescan` takes the columns in, with the
-    cells that were kept for them."""
-    if not known.tracked or known.remote is None or str(known.id) not in state.meta.made.split(","):
+    """Give a table that was made from the description of one that the relay's database has of its
+    own, the columns that it has got there since. What an app has made, here or elsewhere, is the
+    app's to change in each file. `rescan` takes the columns in, with the cells kept for them."""
+    made = remote.adopted and str(known.id) in state.meta.made.split(",")
+    if not made or not known.tracked or known.remote is None:
         return
     for column in remote.columns:
         if known.remote.column(column.name) is None and known.table.column(column.name) is None:

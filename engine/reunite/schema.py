@@ -9,7 +9,7 @@ import re
 import sqlite3
 import zlib
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any, Final
 
@@ -101,6 +101,9 @@ class Table:
     without_rowid: bool = False
     strict: bool = False
     autoincrement: bool = False
+    # It was in the relay's database before: whoever made it there changes its shape. Not shown, as
+    # what peers of the first protocol say has no word of it.
+    adopted: bool = field(default=False, repr=False)
 
     @property
     def key(self) -> tuple[Column, ...]:
@@ -234,7 +237,7 @@ def to_wire(table: Table) -> list[object]:
             for f in table.foreign_keys
         ],
         [[i.name, list(i.columns), i.unique] for i in table.indexes],
-        [table.without_rowid, table.strict, table.autoincrement],
+        [table.without_rowid, table.strict, table.autoincrement, *([True] * table.adopted)],
     ]
 
 
@@ -244,7 +247,9 @@ def from_wire(fields: Any) -> Table:
         name, table_id, columns, foreign_keys, indexes, flags = fields
         if len(columns) > COLUMNS_MAX:
             raise FormatError(f"table {name!r} has over {COLUMNS_MAX} columns")
-        without_rowid, strict, autoincrement = map(_boolean, flags)
+        without_rowid, strict, autoincrement, *adopted = map(_boolean, flags)
+        if adopted not in ([], [True]):
+            raise FormatError("a table has flags that are not known here")
         table = Table(
             name=_name(name),
             id=_integer(table_id, 0, COLUMN_ID_MAX),
@@ -261,6 +266,7 @@ def from_wire(fields: Any) -> Table:
             without_rowid=without_rowid,
             strict=strict,
             autoincrement=autoincrement,
+            adopted=bool(adopted),
         )
         _check_consistent(table)
     except (TypeError, ValueError) as error:

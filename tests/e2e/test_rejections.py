@@ -222,6 +222,7 @@ def test_what_postgres_refuses_is_reverted(
             first, second = await two_files(tmp_path, relay.url, PERSON, PEOPLE)
             await execute(postgres_url, "INSERT INTO person (id, email) VALUES (0, '')")
             await execute(postgres_url, f"ALTER TABLE person {constraint}")
+            await sync_once(first, relay.url)
             before = contents(first)
             async with Database(first) as mine:
                 if loose:

@@ -250,7 +250,8 @@ class Reader:
         for _ in range(self.array("indexes", 0, COLUMNS_MAX)):
             self.exactly("an index", 3)
             indexes.append((*self._values_of(1), self._names(), *self._values_of(1)))
-        flags = self._record("a table's flags", 3)
+        # The fourth is there only where it is true.
+        flags = self._values_of(self.array("flags", 3, 4))
         return from_wire((name, number, columns, foreign_keys, indexes, flags))
 
     def _record(self, what: str, count: int) -> tuple[object, ...]:

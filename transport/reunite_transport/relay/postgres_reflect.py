@@ -288,7 +288,7 @@ def _described(name: str, facts: _Facts, taken: set[str]) -> Table:
         )
     stored = {column.name for column in columns}
     indexes = [index for index in facts.indexes.get(name, ()) if set(index.columns) <= stored]
-    table = Table(name, tuple(columns), indexes=tuple(_indexes(indexes, taken)))
+    table = Table(name, tuple(columns), indexes=tuple(_indexes(indexes, taken)), adopted=True)
     try:
         from_wire(to_wire(table))
     except FormatError as error:
