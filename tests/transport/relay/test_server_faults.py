@@ -5,7 +5,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from reunite.errors import UsageError
+from reunite.errors import TableError, UsageError
 from reunite_transport import relay_session
 from reunite_transport.codec import encode
 from reunite_transport.messages import (
@@ -474,5 +474,23 @@ def test_a_relay_listens_for_others_only_when_told_so() -> None:
         async with running(store=store) as world:
             with pytest.raises(UsageError, match="choose another --port"):
                 await serve(store, port=world.relay.port)
+
+    asyncio.run(scenario())
+
+
+def test_a_table_that_cannot_join_is_told_and_the_database_still_answers() -> None:
+    """As where the registry is full."""
+
+    async def scenario() -> None:
+        async with running() as world:
+            service = world.relay.service
+
+            async def full(*, track_new: bool) -> Mapping[str, str]:
+                raise TableError("shop", "the realm has its tables already")
+
+            world.store.follow = full  # type: ignore[method-assign]
+            await service.follow()
+            assert service.troubles == {"shop": "the realm has its tables already"}
+            assert service.trouble() is None
 
     asyncio.run(scenario())

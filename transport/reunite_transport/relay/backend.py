@@ -51,11 +51,9 @@ class Folded:
     def __init__(self) -> None:
         self.rows: dict[RowId, bytes] | None = {}
         self.count = 0
-        self.changed = False
 
     def add(self, documents: Mapping[RowId, bytes]) -> None:
         """Note documents that were recorded."""
-        self.changed = self.changed or bool(documents)
         if self.rows is not None:
             self.rows.update(documents)
             if len(self.rows) > STATED_ROWS_MAX:
@@ -75,7 +73,8 @@ async def fold(
     except Exception as error:
         # Whoever pushes meanwhile is not to blame.
         raise Unfoldable(
-            "what backends wrote cannot be merged, by an error of the relay"
+            "what backends wrote cannot be merged, by an error of the relay; its log says where,"
+            " and pushes wait until it is mended"
         ) from error
 
 
@@ -215,7 +214,7 @@ class Edits:
             return data
         _log.error(
             "table %r: what a backend wrote makes a row of %d bytes, over the %d that can sync;"
-            " clients keep the row as it was",
+            " clients keep the row as it was until a backend makes it smaller",
             self._tables[row.table].name,
             len(data),
             DOCUMENT_BYTES_MAX,

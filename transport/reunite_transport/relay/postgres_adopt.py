@@ -22,6 +22,7 @@ from reunite_transport.relay.postgres_bookkeeping import Connection, OwnTables, 
 from reunite_transport.relay.postgres_capture import (
     install_function,
     install_triggers,
+    literal,
     uncaptured,
 )
 from reunite_transport.relay.postgres_catalog import (
@@ -233,19 +234,15 @@ def _named(column: Column) -> str:
     return f"{_ROW}.{quoted(column.name)}"
 
 
-def _literal(text: str) -> str:
-    return " E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
-
-
 def _fields(columns: Collection[Column]) -> str:
-    return ", ".join(f"{_literal(c.name)}, {_named(c)}" for c in columns)
+    return ", ".join(f"{literal(c.name)}, {_named(c)}" for c in columns)
 
 
 def _nulls(columns: Collection[Column]) -> str:
     """The names of the columns that hold JSON's null, which is not SQL's."""
     cases = [
         f"CASE WHEN {_named(c)} IS NOT NULL AND json_typeof(to_json({_named(c)})) = 'null'"
-        f" THEN {_literal(c.name)} END"
+        f" THEN {literal(c.name)} END"
         for c in columns
         if plain_type(c.type) == "json"
     ]

@@ -168,7 +168,7 @@ async def install_triggers(connection: Connection, own: OwnTables, tables: Itera
         arguments = [str(table.id)]
         arguments += [f"n{c.name}" for c in table.columns if plain_type(c.type) == "json"]
         arguments += [f"t{column}" for column in own_form.get(table.name, ())]
-        listed = ", ".join(_literal(argument) for argument in arguments)
+        listed = ", ".join(literal(argument) for argument in arguments)
         call = f"EXECUTE FUNCTION {quoted(own.schema)}.{quoted(_FUNCTION)}({listed})"
         await connection.execute(
             f"CREATE OR REPLACE TRIGGER {_TRIGGER} AFTER INSERT OR UPDATE OR DELETE ON {name}"
@@ -487,6 +487,6 @@ def _json_string(found: object) -> str:
     return text
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A text as a literal of SQL, under every setting."""
     return " E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

@@ -6,6 +6,7 @@ that have it may still push to it, and are refused. When all leave, nothing of a
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final
 
 import asyncpg
 
@@ -19,7 +20,7 @@ from reunite_transport.relay.postgres_registry import read_registry
 from reunite_transport.relay.store import StoreError
 
 # For a relay's commit under way, and for whoever uses the tables.
-LOCK_WAIT_MS = 5_000
+LOCK_WAIT_MS: Final = 5_000
 
 
 async def untrack(url: str, names: Sequence[str] | None, *, schema: str = "public") -> list[str]:
@@ -71,7 +72,7 @@ async def _let_go(connection: Connection, own: OwnTables, names: Sequence[str] |
     by_name = {ascii_lower(entry.table.name): entry.table for entry in known}
     for name in names or ():
         if ascii_lower(name) not in by_name:
-            raise TableError(name, "is not tracked; see which are by leaving the names out")
+            raise TableError(name, "is not tracked; check the name, or pass --all")
     wanted = by_name if names is None else {ascii_lower(name) for name in names}
     tables = [table for folded, table in by_name.items() if folded in wanted]
     await drop_triggers(connection, own, tables)

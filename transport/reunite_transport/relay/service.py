@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from reunite.errors import TableError
 from reunite_transport.messages import FRAME_ROWS_MAX
 from reunite_transport.relay.commit import commit_batch
 from reunite_transport.relay.connection import CLOSE_SECONDS_MAX, Connection, Socket
@@ -221,6 +222,9 @@ class Service:
             troubles = await self._answer(lambda: self.store.follow(track_new=self.track_new))
         except Busy:
             return  # a migration is under way
+        except TableError as error:
+            # As where the registry is full: the realm goes on as it is.
+            troubles = {**self.troubles, error.table: error.reason}
         for table in troubles:
             if troubles[table] != self.troubles.get(table):
                 _log.error("table %r %s", table, troubles[table])
