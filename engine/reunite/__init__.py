@@ -9,7 +9,9 @@ async with Database("app.db") as db:
         await sync.caught_up(timeout=10)
 """
 
-from reunite.database import Database, Result, Transaction
+from reunite.changes import Change, Changes
+from reunite.connection import Result
+from reunite.database import Database, Transaction
 from reunite.errors import (
     AdoptionConflict,
     CatchUpTimeout,
@@ -22,12 +24,15 @@ from reunite.errors import (
     TableError,
     UsageError,
 )
+from reunite.live import Watch
 from reunite.overwritten import Overwritten
 from reunite.verify import Difference
 
 __all__ = [
     "AdoptionConflict",
     "CatchUpTimeout",
+    "Change",
+    "Changes",
     "Database",
     "Difference",
     "FileError",
@@ -41,4 +46,5 @@ __all__ = [
     "TableError",
     "Transaction",
     "UsageError",
+    "Watch",
 ]

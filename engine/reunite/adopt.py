@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Literal, TypeAlias
 
-from reunite import outbox
+from reunite import changes, outbox
 from reunite.apply import apply_rows
 from reunite.bookkeeping import Row, Tracked, lines_of, save_rows, save_table
 from reunite.capture import capture_all, fetch_text, install, vanished
@@ -92,6 +92,9 @@ def _take_rows(state: State, tracked: Tracked) -> None:
         now_ms=state.now_ms,
         adopting=True,
     ).entries
+    state.written.add(tracked.id)
+    if state.meta.feed:
+        changes.note_entries(state, entries, set())
     outbox.add(state, changeset, entries, loose=True, adopting=True)
     _show_missing(state, tracked)
 

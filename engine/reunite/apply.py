@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
+from reunite import changes
 from reunite.bookkeeping import Row, forget_rows, lines_of, load_rows, save_rows
 from reunite.capture import captured_tables, clear, fetch_text, last_captured, unique_indexes
 from reunite.cells.register import Value, same
@@ -62,6 +63,8 @@ def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = Fal
         mark = "rejected" if ref in local else None
         lines[ref] = lines[ref]._replace(image=None, mark=mark, alive=documents[ref].alive)
     written = {ref: documents[ref] for ref in lines if ref.table in state.shapes}
+    follows = state.meta.feed != 0
+    before = _held(state, written) if follows else {}
     failures: dict[RowRef, Failure] = {}
     if written:
         with _without_triggers_that_roll_back(state):
@@ -76,6 +79,8 @@ def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = Fal
                 )
         for ref, image in differing.items():
             lines[ref] = lines[ref]._replace(image=pack_image(image))
+    if follows:
+        changes.note_merge(state, before, _held(state, written), documents)
     for ref in failures:
         shape = state.shapes[ref.table]
         held = _difference(shape, documents[ref], read_row(state.conn, shape, ref.key))
@@ -91,6 +96,11 @@ def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = Fal
     for ref in nowhere:
         del lines[ref]
     save_rows(state.conn, lines.items())
+
+
+def _held(state: State, refs: Iterable[RowRef]) -> dict[RowRef, tuple[Value, ...] | None]:
+    """What the tables hold of these rows."""
+    return {ref: read_row(state.conn, state.shapes[ref.table], ref.key) for ref in refs}
 
 
 def tidy(state: State, refs: Iterable[RowRef]) -> None:
@@ -211,6 +221,7 @@ def _read_back(
         shape = state.shapes.get(table)
         if shape is None:
             continue
+        state.written.add(table)
         for key, _, row, key_parts, values in shape.captured.read(state.conn, 0, last):
             if key_problem(key_parts):
                 continue

@@ -25,6 +25,15 @@ _HISTORY: Final = """CREATE TABLE IF NOT EXISTS _reunite_history (
     document BLOB NOT NULL, PRIMARY KEY (tbl, key, place)
 ) WITHOUT ROWID"""
 
+# What changed of each row since when, for an app that follows it; see `changes`.
+_CHANGES: Final = (
+    """CREATE TABLE IF NOT EXISTS _reunite_changes (
+        tbl INTEGER NOT NULL, key NOT NULL, turn INTEGER NOT NULL, born INTEGER NOT NULL,
+        author TEXT, edits TEXT NOT NULL, PRIMARY KEY (tbl, key)) WITHOUT ROWID""",
+    # Who follows reads what is newer than what it was told.
+    "CREATE INDEX IF NOT EXISTS _reunite_changes_turn ON _reunite_changes (turn)",
+)
+
 _DDL: Final = (
     # Single facts about this replica: its identity, cursor and clock offset.
     """CREATE TABLE _reunite_meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID""",
@@ -53,6 +62,7 @@ _DDL: Final = (
     """CREATE TABLE _reunite_inbox (
         id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, message BLOB NOT NULL)""",
     _HISTORY,
+    *_CHANGES,
     """CREATE TABLE reunite_rejected (
         id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, "table" TEXT NOT NULL, key,
         kind TEXT NOT NULL,
@@ -104,6 +114,10 @@ class Meta:
     shared: int = 0
     # The tables that were made from the relay's description, and are no app's own: ids with commas.
     made: str = ""
+    # Counts commits of engines that touched rows of tracked tables; see `turns`.
+    turn: int = 0
+    # Names the log of changes that the app follows; 0 while it follows none. See `changes`.
+    feed: int = 0
     # SQLite's own schema counter when the tables were last looked at.
     schema_version: int = -1
     last_sync_ms: int | None = None
@@ -166,7 +180,8 @@ def prepare(conn: sqlite3.Connection, new_replica: Callable[[], int]) -> None:
 
 def complete(conn: sqlite3.Connection) -> None:
     """Make the tables that a file of this format was made without, by an earlier release."""
-    conn.execute(_HISTORY)
+    for statement in (_HISTORY, *_CHANGES):
+        conn.execute(statement)
 
 
 def load_meta(conn: sqlite3.Connection) -> Meta:
@@ -179,6 +194,12 @@ def load_meta(conn: sqlite3.Connection) -> Meta:
         )
     # A fact of a later release that kept the format is its own business.
     return Meta(**{name: facts[name] for name in _META_NAMES if name in facts})
+
+
+def turn_of(conn: sqlite3.Connection) -> int:
+    """How many turns the file has seen."""
+    found = conn.execute("SELECT value FROM _reunite_meta WHERE name = 'turn'").fetchone()
+    return int(found[0]) if found else 0
 
 
 def save_meta(conn: sqlite3.Connection, meta: Meta, *names: str) -> None:

@@ -174,7 +174,7 @@ class Captured:
         self.key_count = len(key)
         self.cells = tracked.table.cells
         parts = [f"k{index}" for index in range(len(key))]
-        stored = (
+        stored = self.stored = (
             "l.k0" if len(key) == 1 else " || ',' || ".join(f"quote(l.{part})" for part in parts)
         )
         join = " AND ".join(
@@ -194,6 +194,16 @@ class Captured:
             f" LEFT JOIN {quoted(self.name)} AS t ON {join}"
             f" LEFT JOIN _reunite_rows AS r ON r.tbl = {tracked.id} AND r.key = {stored}"
         )
+
+    def living(self, conn: sqlite3.Connection) -> list[Value]:
+        """The stored keys of all captured rows that our lines call alive."""
+        return [
+            key
+            for (key,) in conn.execute(
+                f"SELECT DISTINCT r.key FROM _reunite_log AS l JOIN _reunite_rows AS r"
+                f" ON r.tbl = l.tbl AND r.key = {self.stored} WHERE l.tbl = {self.id} AND r.alive"
+            )
+        ]
 
     def read(
         self, conn: sqlite3.Connection, after: int, until: int

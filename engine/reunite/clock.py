@@ -8,6 +8,9 @@ A stamp is 16 bytes, so that byte order is time order and equal stamps come from
     | 6-7   | counter within the millisecond; it carries into the milliseconds |
     | 8-15  | replica id |
 
+Ids of files are below `RELAYS_FROM`; those from there on are relays', which stamp what backends
+write to their tables.
+
 `NEVER` (no bytes) sorts below every stamp: a life that was not born or not deleted.
 `FLOOR` (sixteen zeros) sorts below every edit: cells that were adopted with a table or inserted
 at their default, which never replace what somebody wrote.
@@ -20,6 +23,9 @@ from typing import Final
 NEVER: Final = b""
 FLOOR: Final = bytes(16)
 STAMP_BYTES: Final = 16
+
+# Of the 63 bits of a relay's id the upper 24 are set: the others are enough for 2**39 of them.
+RELAYS_FROM: Final = 0xFFFFFF << 39
 
 # A stamp further ahead of the relay's clock than this is refused: one wrong clock must not win
 # every conflict for years. A minute covers what an honest clock drifts between two handshakes.
@@ -53,3 +59,8 @@ def time_of(value: bytes) -> int:
 def replica_of(value: bytes) -> int:
     """The replica id of a stamp."""
     return int.from_bytes(value[8:], "big")
+
+
+def is_relay(replica: int) -> bool:
+    """True for the id of a relay, which is the author of what backends write."""
+    return replica >= RELAYS_FROM

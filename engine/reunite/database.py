@@ -8,44 +8,42 @@ because what it writes was checked by the relay.
 
 import asyncio
 import os
-import re
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, overload
 
 import aiosqlite
 
-from reunite import history, text
+from reunite import changes, history, live, text
 from reunite.cells.register import Value
+from reunite.changes import Changes
+from reunite.connection import (
+    Parameters,
+    Result,
+    checkpoint,
+    connect,
+    execute,
+    executemany,
+    made,
+    rollback,
+    runs_alone,
+)
 from reunite.driver import ThreadDriver, real_chance, real_clock
 from reunite.errors import FileError, SyncError, UsageError
+from reunite.live import LiveQueries, Query, Watch
 from reunite.overwritten import Loss, Overwritten
 from reunite.replica import Replica, fold_own, fold_strangers
 from reunite.verify import Difference, verify
 
 T = TypeVar("T")
-# What sqlite3 binds: a value adapter may take more than the five storage classes.
-Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
 # Asks a relay for a row's losses, by its table's id there and its packed key. Raises SyncError.
 HistorySource: TypeAlias = Callable[[int, bytes], Awaitable[Sequence[Loss]]]
 
-# How long to wait for another program's write lock before giving up, in milliseconds.
-BUSY_TIMEOUT_MS = 10_000
-# A statement's first word, after any comments.
-_FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(\w+)", re.DOTALL)
 # The engine checkpoints when other connections have left this much in the WAL.
 WAL_BYTES_GOAL = 4 << 20
-
-
-class Result(NamedTuple):
-    """What a statement did: rows of a RETURNING clause or query, and SQLite's counters."""
-
-    rows: list[sqlite3.Row]
-    rowcount: int
-    lastrowid: int | None
 
 
 class Transaction:
@@ -57,19 +55,39 @@ class Transaction:
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> Result:
         """Run a statement inside the transaction."""
-        return await self._run(_execute, sql, parameters)
+        return await self._run(execute, sql, parameters)
 
     async def executemany(self, sql: str, parameters: Iterable[Parameters]) -> int:
         """Run a statement once for each set of parameters; returns the rows changed."""
-        return await self._run(_executemany, sql, list(parameters))
+        return await self._run(executemany, sql, list(parameters))
 
-    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
+    @overload
+    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]: ...
+    @overload
+    async def fetch_all(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> list[T]: ...
+    async def fetch_all(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
+    ) -> list[sqlite3.Row] | list[T]:
         """The rows of a query, as this transaction sees them."""
-        return (await self.execute(sql, parameters)).rows
+        rows = (await self.execute(sql, parameters)).rows
+        return rows if into is None else made(rows, into)
 
-    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
+    @overload
+    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None: ...
+    @overload
+    async def fetch_one(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> T | None: ...
+    async def fetch_one(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
+    ) -> sqlite3.Row | T | None:
         """The first row of a query, or None."""
-        return next(iter(await self.fetch_all(sql, parameters)), None)
+        rows = (await self.execute(sql, parameters)).rows
+        if not rows:
+            return None
+        return rows[0] if into is None else made(rows[:1], into)[0]
 
     async def _run(self, function: Callable[..., T], *args: object) -> T:
         if not self._open:
@@ -88,11 +106,9 @@ class Database:
         self.clock = clock
         self._chance = real_chance()
         self._engine = ThreadDriver(
-            lambda: _connect(self.path, foreign_keys=False), "reunite-engine"
+            lambda: connect(self.path, foreign_keys=False), "reunite-engine"
         )
-        self._writer = ThreadDriver(
-            lambda: _connect(self.path, foreign_keys=True), "reunite-writer"
-        )
+        self._writer = ThreadDriver(lambda: connect(self.path, foreign_keys=True), "reunite-writer")
         self._reader: aiosqlite.Connection | None = None
         self._replica: Replica | None = None
         self._lock = asyncio.Lock()
@@ -128,9 +144,22 @@ class Database:
         await self._engine.open()
         try:
             self._replica = await self._engine.run(self._prepare)
+            self._live = LiveQueries(
+                ThreadDriver(
+                    lambda: connect(
+                        self.path,
+                        foreign_keys=True,
+                        query_only=True,
+                        statements_kept=live.STATEMENTS_KEPT,
+                    ),
+                    "reunite-watch",
+                ),
+                self._replica.turns,
+                fold=self._follow_changes,
+            )
             await self._writer.open()
             self._reader = await aiosqlite.Connection(
-                lambda: _connect(self.path, foreign_keys=True, query_only=True), iter_chunk_size=256
+                lambda: connect(self.path, foreign_keys=True, query_only=True), iter_chunk_size=256
             )
             self._reader.row_factory = sqlite3.Row
         except BaseException:
@@ -139,12 +168,14 @@ class Database:
 
     async def close(self) -> None:
         """Close the file. Changes that were not sent stay in it."""
+        if self._replica is not None:
+            await self._live.close()
         self._replica = None
         if self._reader is not None:
             await self._reader.close()
             self._reader = None
         await self._writer.close()
-        await self._engine.close(_checkpoint)
+        await self._engine.close(checkpoint)
 
     @property
     def replica(self) -> Replica:
@@ -159,24 +190,40 @@ class Database:
         # SQLite has no queue: whoever takes the file again at once, as sync does with much to take
         # in, would keep writes waiting for seconds.
         await self._no_write_waits.wait()
-        return await self._engine.run(function, *args)
+        try:
+            return await self._engine.run(function, *args)
+        finally:
+            self._live.wake()
 
     # SQL.
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> Result:
         """Run one statement in a transaction of its own: one changeset."""
-        if _runs_alone(sql):
+        if runs_alone(sql):
             async with self._writing():
-                return await self._writer.run(_execute, self._writer.conn, sql, parameters)
-        return await self._write(lambda conn: _execute(conn, sql, parameters))
+                return await self._writer.run(execute, self._writer.conn, sql, parameters)
+        return await self._write(lambda conn: execute(conn, sql, parameters))
 
     async def executemany(self, sql: str, parameters: Iterable[Parameters]) -> int:
         """Run one statement for each set of parameters in one transaction; returns rows changed."""
         rows = list(parameters)
-        return await self._write(lambda conn: _executemany(conn, sql, rows))
+        return await self._write(lambda conn: executemany(conn, sql, rows))
 
-    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
-        """The rows of a query. A statement that writes (RETURNING) runs as `execute` does."""
+    @overload
+    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]: ...
+    @overload
+    async def fetch_all(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> list[T]: ...
+    async def fetch_all(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
+    ) -> list[sqlite3.Row] | list[T]:
+        """The rows of a query, each made `into` an object where that is given: it is called with
+        the columns by name. A statement that writes (RETURNING) runs as `execute` does."""
+        rows = await self._fetch_all(sql, parameters)
+        return rows if into is None else made(rows, into)
+
+    async def _fetch_all(self, sql: str, parameters: Parameters) -> list[sqlite3.Row]:
         assert self.replica
         self._refuse_inside()
         assert self._reader is not None
@@ -187,26 +234,41 @@ class Database:
                 raise
         return (await self.execute(sql, parameters)).rows
 
-    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
-        """The first row of a query, or None."""
-        return next(iter(await self.fetch_all(sql, parameters)), None)
+    @overload
+    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None: ...
+    @overload
+    async def fetch_one(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> T | None: ...
+    async def fetch_one(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
+    ) -> sqlite3.Row | T | None:
+        """The first row of a query, or None; made `into` an object as by `fetch_all`."""
+        rows = await self._fetch_all(sql, parameters)
+        if not rows:
+            return None
+        return rows[0] if into is None else made(rows[:1], into)[0]
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, origin: str | None = None) -> AsyncIterator[Transaction]:
         """A transaction; what it changes is one changeset, sent, merged and refused as one.
 
-        Rolled back when the block raises or its task is cancelled.
+        Rolled back when the block raises or its task is cancelled. `origin` says where the changes
+        come from, such as the name of a backend that they were fetched from: `watch_changes` tells
+        it, and it stays in this file. Without it they come from `here`.
         """
+        if origin is not None:
+            changes.check_origin(origin)
         async with self._writing():
             conn, replica = self._writer.conn, self.replica
             tx = Transaction(self._writer)
             try:
-                await self._before_engine(self._begin, conn, replica)
+                await self._before_engine(self._begin, conn, replica, origin)
                 yield tx
                 await self._writer.run(self._commit, conn, replica)
             except BaseException:
                 # A task that is cancelled while its BEGIN runs has begun all the same.
-                await self._writer.run(_rollback, conn)
+                await self._writer.run(rollback, conn)
                 raise
             finally:
                 tx._open = False
@@ -259,6 +321,66 @@ class Database:
         finally:
             following.cancel()
             await asyncio.wait([following])
+
+    # What follows the file.
+
+    @overload
+    def watch(self, query: str, parameters: Parameters = ()) -> Watch[list[sqlite3.Row]]: ...
+    @overload
+    def watch(
+        self, query: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> Watch[list[T]]: ...
+    def watch(
+        self, query: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
+    ) -> Watch[list[sqlite3.Row]] | Watch[list[T]]:
+        """Follow the rows of a query: `async for rows in db.watch(sql, parameters)`.
+
+        The present rows come at once, then new ones after each commit that changed them, whoever
+        made it: this program, a merge, or another process. Who is slow gets the latest. Each row is
+        made `into` an object as by `fetch_all`. An error is raised by one `anext` and does not end
+        it. See `Watch`.
+        """
+        found = self._watched(query, parameters, live.rows_of)
+        if into is None:
+            return Watch(self._live, found, lambda found: list(found.told), shown=query)
+        return Watch(self._live, found, lambda found: made(found.told, into), shown=query)
+
+    @overload
+    def watch_one(self, query: str, parameters: Parameters = ()) -> Watch[sqlite3.Row | None]: ...
+    @overload
+    def watch_one(
+        self, query: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> Watch[T | None]: ...
+    def watch_one(
+        self, query: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
+    ) -> Watch[sqlite3.Row | None] | Watch[T | None]:
+        """Follow the first row of a query, None where it has none; see `watch`."""
+        found = self._watched(query, parameters, live.first_of)
+        if into is None:
+            return Watch(self._live, found, lambda found: next(iter(found.told), None), shown=query)
+        return Watch(
+            self._live, found, lambda found: next(iter(made(found.told, into)), None), shown=query
+        )
+
+    def watch_changes(self, *tables: str, after: str | None = None) -> Watch[Changes]:
+        """Follow the rows of tracked tables, or of these, as differences.
+
+        Each `Changes` holds what was inserted, updated and deleted since the one before it, with
+        the present values of the rows and the origin of each change, and a token: with `after` it
+        goes on from there, also in another run of the program. Without, it begins with all rows as
+        inserted. Several changes of a row are told as one. Raises UsageError for a token of another
+        file.
+        """
+        assert self.replica
+        return live.watch_changes(self._live, tables, after)
+
+    def _watched(self, query: str, parameters: Parameters, run: live.Run) -> Query:
+        assert self.replica
+        bound, key = live.keyed(query, parameters)
+        return self._live.add(Query(lambda reader: run(reader, query, bound)), key and (run, *key))
+
+    async def _follow_changes(self) -> None:
+        await self.on_engine(self.replica.follow_changes)
 
     # Sync.
 
@@ -358,7 +480,7 @@ class Database:
                 result = work(conn)
                 self._commit(conn, replica)
             except BaseException:
-                _rollback(conn)
+                rollback(conn)
                 raise
             return result
 
@@ -375,12 +497,15 @@ class Database:
         finally:
             self._no_write_waits.set()
 
-    def _begin(self, conn: sqlite3.Connection, replica: Replica) -> None:
+    def _begin(self, conn: sqlite3.Connection, replica: Replica, origin: str | None = None) -> None:
         self._state = replica.begin(conn)
         try:
             fold_strangers(self._state)
+            if origin is not None:
+                changes.begin(self._state)
+                self._state.origin = origin
         except BaseException:
-            _rollback(conn)
+            rollback(conn)
             raise
 
     def _commit(self, conn: sqlite3.Connection, replica: Replica) -> None:
@@ -397,56 +522,9 @@ class Database:
         except FileNotFoundError:
             return
         if left > WAL_BYTES_GOAL:
-            await self._engine.run(_checkpoint, self._engine.conn)
+            await self._engine.run(checkpoint, self._engine.conn)
 
     def _notify(self) -> None:
+        self._live.wake()
         for listener in list(self._listeners):
             listener()
-
-
-def _connect(path: Path, *, foreign_keys: bool, query_only: bool = False) -> sqlite3.Connection:
-    try:
-        conn = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000
-        )
-    except sqlite3.OperationalError as error:
-        raise FileError(
-            f"{path} cannot be opened ({error}); check the folder and permissions"
-        ) from error
-    try:
-        conn.execute("PRAGMA journal_mode = WAL")
-        conn.execute(f"PRAGMA foreign_keys = {int(foreign_keys)}")
-        if foreign_keys:
-            conn.execute("PRAGMA wal_autocheckpoint = 0")
-        if query_only:
-            conn.execute("PRAGMA query_only = 1")
-    except sqlite3.DatabaseError as error:
-        conn.close()
-        raise FileError(f"{path} cannot be used: {error}") from error
-    return conn
-
-
-def _execute(conn: sqlite3.Connection, sql: str, parameters: Parameters) -> Result:
-    cursor = conn.cursor()
-    cursor.row_factory = sqlite3.Row
-    cursor.execute(sql, parameters)
-    return Result(cursor.fetchall(), cursor.rowcount, cursor.lastrowid)
-
-
-def _executemany(conn: sqlite3.Connection, sql: str, parameters: Sequence[Parameters]) -> int:
-    return conn.executemany(sql, parameters).rowcount
-
-
-def _rollback(conn: sqlite3.Connection) -> None:
-    if conn.in_transaction:
-        conn.execute("ROLLBACK")
-
-
-def _checkpoint(conn: sqlite3.Connection) -> None:
-    conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
-
-
-def _runs_alone(sql: str) -> bool:
-    """True for statements that SQLite refuses inside a transaction."""
-    first = _FIRST_WORD.match(sql)
-    return first is not None and first[1].upper() in ("PRAGMA", "VACUUM", "ATTACH", "DETACH")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from reunite.clock import RELAYS_FROM
 from reunite.state import Chance
 
 T = TypeVar("T")
@@ -21,13 +22,19 @@ T = TypeVar("T")
 def real_chance() -> Chance:
     """Randomness of the operating system."""
     return Chance(
-        replica=lambda: secrets.randbelow((1 << 63) - 1) + 1, nonce=lambda: secrets.token_bytes(8)
+        replica=lambda: secrets.randbelow(RELAYS_FROM - 1) + 1,
+        nonce=lambda: secrets.token_bytes(8),
     )
 
 
 def real_clock() -> int:
     """This machine's clock, in milliseconds since 1970 UTC."""
     return time.time_ns() // 1_000_000
+
+
+def real_seconds() -> float:
+    """Seconds that never go back, since some moment."""
+    return time.monotonic()
 
 
 class ThreadDriver:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from reunite import adopt, inbox, outbox, refill, registry, verdicts
+from reunite import adopt, changes, inbox, outbox, refill, registry, verdicts
 from reunite.apply import tidy
 from reunite.bookkeeping import Meta, Tracked, complete, is_prepared, prepare
-from reunite.capture import last_captured
+from reunite.capture import captured_tables, last_captured
 from reunite.clock import OFFSET_MS_MIN
 from reunite.errors import FormatError, RealmMismatch, SyncError, UsageError
 from reunite.fold import Edits, fold
@@ -21,8 +21,9 @@ from reunite.keys import key_values, pack_key, stored_key, unpack_key
 from reunite.payload import Entry, RowRef, Statement
 from reunite.rebase import merging_rows
 from reunite.rescan import notice_schema_changes
-from reunite.schema import Table, table_names
+from reunite.schema import Table, ascii_lower, table_names
 from reunite.state import Chance, State, StateCache
+from reunite.turns import Turns
 from reunite.verdicts import Rejection
 
 # More pending nonces than this are not listed in a greeting; the rest follow from the order.
@@ -97,6 +98,7 @@ class Replica:
         self._chance = chance
         self._clock = clock
         self._cache = StateCache()
+        self.turns = Turns()
         self._data_version = -1
 
     @contextmanager
@@ -134,7 +136,18 @@ class Replica:
 
     def commit(self, state: State) -> None:
         """Commit what `begin` began."""
-        state.conn.execute("COMMIT")
+        if state.written:
+            state.meta.turn += 1
+            state.save("turn")
+            written = [t for number, t in state.tables.items() if number in state.written]
+            names = frozenset(ascii_lower(tracked.table.name) for tracked in written)
+            self.turns.note(state.meta.turn, names)
+        try:
+            state.conn.execute("COMMIT")
+        except BaseException:
+            if state.written:
+                self.turns.forget(state.meta.turn)
+            raise
         self._cache.keep(state)
 
     def prepare(self) -> None:
@@ -198,6 +211,16 @@ class Replica:
                 self.conn.execute(f"PRAGMA busy_timeout = {patience}")
         self._data_version = version
         return True
+
+    def follow_changes(self) -> None:
+        """Keep the log of changes from now on, and note in it what other programs wrote."""
+        with self.reading() as state:
+            kept = state.meta.feed
+        if not kept:
+            with self.transaction() as state:
+                fold_strangers(state)
+                changes.begin(state)
+        self.poll()
 
     def unsent(self) -> bool:
         """True when a changeset waits to be sent for the first time."""
@@ -375,7 +398,10 @@ class Replica:
         with self.transaction() as state:
             fold_strangers(state)
             named = [_ref(state, table, key) for table, key in rows]
+            # What is taken back is a change of this file's own.
+            state.origin = changes.HERE
             rejections = verdicts.reject(state, number, nonce, reason, message, named)
+            state.origin = None
             if not inbox.retry(state):
                 inbox.retry_blocked(state)
             return rejections
@@ -453,6 +479,10 @@ def _fold(state: State, recorded_ms: int | None, known: Sequence[Entry] = ()) ->
     if not (known or last_captured(state.conn)):
         return False
     changeset = outbox.next_id(state.conn)
+    state.written.update(captured_tables(state.conn, 0, last_captured(state.conn)))
+
+    # Who follows the changes is told which rows are new.
+    living = changes.living(state) if state.meta.feed else set()
 
     def found() -> Edits:
         return fold(
@@ -473,6 +503,8 @@ def _fold(state: State, recorded_ms: int | None, known: Sequence[Entry] = ()) ->
         entries += found().entries
     if recorded_ms is not None:
         _refuse_too_large(entries)
+    if state.meta.feed:
+        changes.note_entries(state, entries, living)
     outbox.add(state, changeset, entries, loose=recorded_ms is None)
     return bool(entries)
 

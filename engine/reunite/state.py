@@ -6,7 +6,7 @@ loaded again only when the catalog's counter has moved.
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reunite.bookkeeping import Meta, Tracked, load_meta, load_tables, save_meta
 from reunite.cells.kinds import Author
@@ -39,6 +39,10 @@ class State:
     # same: so each opening has its own, and goes on under another after a refusal.
     session: int
     now_ms: int
+    # The tables that this transaction has written rows of, by id.
+    written: set[int] = field(default_factory=set)
+    # Whose doing the writes are, where the app says; see `changes`.
+    origin: str | None = None
 
     @property
     def author(self) -> Author:

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from reunite.adopt import Choice
 from reunite.cells.register import Register, Value
-from reunite.clock import NEVER, stamp, time_of
+from reunite.clock import NEVER, RELAYS_FROM, stamp, time_of
 from reunite.document import EMPTY, Document, cell_key, decode, encode, merge
 from reunite.keys import pack_key, unpack_key
 from reunite.payload import Kind, StatedRows, Statement
@@ -17,7 +17,7 @@ from tests.engine.peer import START_MS, Peer
 
 REALM = b"a realm in memory"
 # The replica id of what the realm's own backends write.
-BACKEND = 1 << 60
+BACKEND = RELAYS_FROM | 1
 
 # Far more than any test needs: beyond it something goes in a circle.
 ROUNDS_MAX = 500

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 
 import asyncpg
 
+from reunite.clock import RELAYS_FROM
 from reunite.schema import quoted
 from reunite_transport.messages import REALM_BYTES
 from reunite_transport.relay.postgres_errors import translated
@@ -21,7 +22,6 @@ Reader: TypeAlias = (
 )
 
 FORMAT: Final = 1
-REPLICA_ID_MAX: Final = (1 << 63) - 1
 
 # Scope of rows that no rule puts elsewhere; scopes come with a later format of the registry.
 _MAIN_SCOPE: Final = 0
@@ -199,5 +199,5 @@ async def _create_table(
 
 
 def new_replica_id() -> int:
-    """A replica id: 63 random bits, never 0, which stands for nobody."""
-    return secrets.randbelow(REPLICA_ID_MAX) + 1
+    """A replica id of a relay; see `reunite.clock`."""
+    return secrets.randbits(63) | RELAYS_FROM

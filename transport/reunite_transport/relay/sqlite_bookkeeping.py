@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from reunite.cells.register import Value
+from reunite.clock import RELAYS_FROM
 from reunite_transport.messages import REALM_BYTES
 from reunite_transport.relay.store import StoreError
 
@@ -150,8 +151,8 @@ def bootstrap(
 
 
 def new_replica_id(chance: Callable[[int], bytes]) -> int:
-    """A replica id: 63 random bits, never 0, which stands for nobody."""
-    return int.from_bytes(chance(_REPLICA_BYTES), "big") >> 1 or 1
+    """A replica id of a relay; see `reunite.clock`."""
+    return int.from_bytes(chance(_REPLICA_BYTES), "big") >> 1 | RELAYS_FROM
 
 
 def read_head(connection: sqlite3.Connection) -> Head:

@@ -1,0 +1,178 @@
+"""Live queries that fail, end, become stale or are ended."""
+
+import asyncio
+import sqlite3
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reunite import Database, UsageError
+from reunite.live import Board, Found, Query, Reader
+from reunite.turns import Turns
+from tests.engine.live import TITLES, Use, add, run, until, values
+from tests.engine.peer import Peer, connect
+
+
+@pytest.fixture
+def use(tmp_path: Path) -> Use:
+    """Runs a coroutine with an open database that tracks `list` and `todo`."""
+    return partial(run, tmp_path / "app.db")
+
+
+# Errors and ends.
+
+
+def test_an_error_reaches_the_stream_and_the_stream_lives(use: Use) -> None:
+    async def work(db: Database) -> None:
+        watch = db.watch("SELECT * FROM later")
+        with pytest.raises(sqlite3.OperationalError, match="no such table: later"):
+            await anext(watch)
+        waiting = asyncio.ensure_future(values(watch))
+        await add(db, "a")
+        await db.execute("CREATE TABLE later (x)")
+        assert await waiting == []
+        await db.execute("INSERT INTO later VALUES (1)")
+        assert await values(watch) == [1]
+        await db.execute("DROP TABLE later")
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            await anext(watch)
+
+    use(work)
+
+
+@pytest.mark.parametrize(
+    ("query", "parameters", "error"),
+    [
+        ("DELETE FROM todo", (), UsageError),
+        ("INSERT INTO todo (id) VALUES ('x') RETURNING id", (), UsageError),
+        ("CREATE TABLE x (y)", (), UsageError),
+        ("SELECT ?", (), sqlite3.ProgrammingError),
+        ("SELECT ?", (object(),), sqlite3.Error),
+        ("COMMIT", (), UsageError),
+        ("ATTACH 'other.db' AS other", (), UsageError),
+        ("no SQL", (), sqlite3.OperationalError),
+    ],
+)
+def test_what_is_no_query_says_so(
+    use: Use, query: str, parameters: tuple[Any, ...], error: type[Exception]
+) -> None:
+    async def work(db: Database) -> None:
+        with pytest.raises(error):
+            await anext(db.watch(query, parameters))
+        assert await values(db.watch("SELECT count(*) FROM todo")) == [0]
+
+    use(work)
+
+
+def test_closing_the_database_ends_who_waits_and_who_does_not(tmp_path: Path) -> None:
+    async def work() -> None:
+        db = Database(tmp_path / "app.db")
+        await db.open()
+        await db.execute("CREATE TABLE todo (id TEXT PRIMARY KEY)")
+        waits, paused, new = (db.watch("SELECT id FROM todo") for _ in range(3))
+        await anext(waits)
+        await anext(paused)
+        waiting = asyncio.ensure_future(anext(waits))
+        await asyncio.sleep(0)
+        await db.close()
+        for ended in (waiting, anext(paused), anext(new)):
+            with pytest.raises(StopAsyncIteration):
+                await ended
+        with pytest.raises(UsageError, match="not open"):
+            db.watch("SELECT 1")
+        async with db:
+            assert await values(db.watch("SELECT 1")) == [1]
+
+    asyncio.run(work())
+
+
+def test_closing_does_not_wait_for_a_long_query(tmp_path: Path) -> None:
+    forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+
+    async def work() -> None:
+        async with Database(tmp_path / "app.db") as db:
+            waiting = asyncio.ensure_future(anext(db.watch(forever)))
+            await until(lambda: bool(db._live._running))
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_a_long_query_that_nobody_waits_for_is_ended(use: Use) -> None:
+    forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+
+    async def work(db: Database) -> None:
+        watch = db.watch(forever)
+        waiting = asyncio.ensure_future(anext(watch))
+        await until(lambda: bool(db._live._running))
+        waiting.cancel()
+        assert await values(db.watch("SELECT 1")) == [1]
+
+    use(work)
+
+
+def test_a_watch_that_is_closed_ends(use: Use) -> None:
+    async def work(db: Database) -> None:
+        async with db.watch(TITLES) as watch:
+            assert "SELECT title" in repr(watch)
+            await anext(watch)
+            waiting = asyncio.ensure_future(anext(watch))
+            await asyncio.sleep(0)
+        for ended in (waiting, anext(watch)):
+            with pytest.raises(StopAsyncIteration):
+                await ended
+        assert "closed" in repr(watch)
+        async for rows in db.watch(TITLES):
+            assert rows == []
+            break
+
+    use(work)
+
+
+# A result that has become stale.
+
+
+def test_a_result_that_a_commit_has_made_stale_is_dropped(tmp_path: Path) -> None:
+    peer = Peer(tmp_path / "app.db", 1, "CREATE TABLE t (id INTEGER PRIMARY KEY)")
+    peer.track("t")
+    reader = connect(peer.path)
+    ran = []
+
+    def run(on: Reader) -> Found:
+        rows = on.fetch_all("SELECT id FROM t", ())
+        ran.append([row[0] for row in rows])
+        if len(ran) < 3:
+            # Somebody commits while the result is on its way.
+            peer.commit(f"INSERT INTO t VALUES ({len(ran)})")
+        return Found(rows, rows)
+
+    query = Query(run)
+    board = Board(peer.replica.turns, clock=lambda: 0.0)
+    board.refresh(reader, [query], [query])
+    assert ran == [[], [1], [1, 2]]
+    assert query.version == 1
+    assert query.found is not None
+    assert [row[0] for row in query.found.told] == [1, 2]
+    reader.close()
+    peer.close()
+
+
+def test_where_commits_never_end_what_was_true_is_told(tmp_path: Path) -> None:
+    peer = Peer(tmp_path / "app.db", 1, "CREATE TABLE t (id INTEGER PRIMARY KEY)")
+    reader = connect(peer.path)
+
+    def run(on: Reader) -> Found:
+        rows = on.fetch_all("SELECT id FROM t", ())
+        peer.write("INSERT INTO t VALUES (NULL)")
+        return Found(rows, rows)
+
+    query = Query(run)
+    ticks = iter(range(1000))
+    board = Board(Turns(), clock=lambda: next(ticks) / 100)
+    board.refresh(reader, [query], [query])
+    assert query.version == 1
+    reader.close()
+    peer.close()
