@@ -17,7 +17,8 @@ from typing import Any, TypeAlias, TypeVar, overload
 
 import aiosqlite
 
-from reunite import changes, history, live, text
+from reunite import board, changes, history, live, text
+from reunite.board import Query
 from reunite.cells.register import Value
 from reunite.changes import Changes
 from reunite.connection import (
@@ -33,7 +34,7 @@ from reunite.connection import (
 )
 from reunite.driver import ThreadDriver, real_chance, real_clock
 from reunite.errors import FileError, SyncError, UsageError
-from reunite.live import LiveQueries, Query, Watch
+from reunite.live import LiveQueries, Watch
 from reunite.overwritten import Loss, Overwritten
 from reunite.replica import Replica, fold_own, fold_strangers
 from reunite.verify import Difference, verify
@@ -150,7 +151,7 @@ class Database:
                         self.path,
                         foreign_keys=True,
                         query_only=True,
-                        statements_kept=live.STATEMENTS_KEPT,
+                        statements_kept=board.STATEMENTS_KEPT,
                     ),
                     "reunite-watch",
                 ),
@@ -340,7 +341,7 @@ class Database:
         made `into` an object as by `fetch_all`. An error is raised by one `anext` and does not end
         it. See `Watch`.
         """
-        found = self._watched(query, parameters, live.rows_of)
+        found = self._watched(query, parameters, board.rows_of)
         if into is None:
             return Watch(self._live, found, lambda found: list(found.told), shown=query)
         return Watch(self._live, found, lambda found: made(found.told, into), shown=query)
@@ -355,7 +356,7 @@ class Database:
         self, query: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
     ) -> Watch[sqlite3.Row | None] | Watch[T | None]:
         """Follow the first row of a query, None where it has none; see `watch`."""
-        found = self._watched(query, parameters, live.first_of)
+        found = self._watched(query, parameters, board.first_of)
         if into is None:
             return Watch(self._live, found, lambda found: next(iter(found.told), None), shown=query)
         return Watch(
@@ -374,9 +375,9 @@ class Database:
         assert self.replica
         return live.watch_changes(self._live, tables, after)
 
-    def _watched(self, query: str, parameters: Parameters, run: live.Run) -> Query:
+    def _watched(self, query: str, parameters: Parameters, run: board.Run) -> Query:
         assert self.replica
-        bound, key = live.keyed(query, parameters)
+        bound, key = board.keyed(query, parameters)
         return self._live.add(Query(lambda reader: run(reader, query, bound)), key and (run, *key))
 
     async def _follow_changes(self) -> None:

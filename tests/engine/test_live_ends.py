@@ -5,11 +5,12 @@ import sqlite3
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 
 from reunite import Database, UsageError
-from reunite.live import Board, Found, Query, Reader
+from reunite.board import Board, Found, Query, Reader
 from reunite.turns import Turns
 from tests.engine.live import TITLES, Use, add, run, until, values
 from tests.engine.peer import Peer, connect
@@ -151,7 +152,7 @@ def test_a_result_that_a_commit_has_made_stale_is_dropped(tmp_path: Path) -> Non
 
     query = Query(run)
     board = Board(peer.replica.turns, clock=lambda: 0.0)
-    board.refresh(reader, [query], [query])
+    board.refresh(reader, [ref(query)], [query], [query])
     assert ran == [[], [1], [1, 2]]
     assert query.version == 1
     assert query.found is not None
@@ -172,7 +173,7 @@ def test_where_commits_never_end_what_was_true_is_told(tmp_path: Path) -> None:
     query = Query(run)
     ticks = iter(range(1000))
     board = Board(Turns(), clock=lambda: next(ticks) / 100)
-    board.refresh(reader, [query], [query])
+    board.refresh(reader, [ref(query)], [query], [query])
     assert query.version == 1
     reader.close()
     peer.close()

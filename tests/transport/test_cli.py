@@ -271,7 +271,7 @@ def test_a_file_that_is_locked_is_named_with_what_may_help(
 ) -> None:
     reunite("track", music, "artist")
     # In this process, as a command of its own would wait for ten seconds.
-    monkeypatch.setattr("reunite.database.BUSY_TIMEOUT_MS", 1)
+    monkeypatch.setattr("reunite.connection.BUSY_TIMEOUT_MS", 1)
     monkeypatch.setattr("sys.argv", ["reunite", command[0], str(music), *command[1:]])
     with closing(sqlite3.connect(music, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -535,7 +535,7 @@ def test_a_text_is_not_opened_inside_a_transaction(tmp_path: Path) -> None:
 def test_an_open_text_follows_on_after_a_transaction_that_it_did_not_wait_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reunite.database.BUSY_TIMEOUT_MS", 200)
+    monkeypatch.setattr("reunite.connection.BUSY_TIMEOUT_MS", 200)
     refresh = Editor.refresh
 
     async def work() -> str:
