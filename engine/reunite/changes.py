@@ -225,11 +225,10 @@ def _lines(conn: sqlite3.Connection, refs: Iterable[RowRef]) -> dict[RowRef, _Li
 # Reading, on the connection that watches, in a read transaction.
 
 
-def read(conn: sqlite3.Connection, names: Sequence[str], after: str | None) -> Changes | None:
-    """What changed after a token, or everything that is there; None when nothing did. Raises
-    UsageError."""
+def since(conn: sqlite3.Connection, names: Sequence[str], after: str | None) -> Changes:
+    """What changed after a token, or everything that is there. Raises UsageError."""
     meta, tables = load_meta(conn), load_tables(conn)
-    since = _turn(after, meta.feed, meta.turn) if after is not None else -1
+    told = _turn(after, meta.feed, meta.turn) if after is not None else -1
     tracked = {ascii_lower(t.table.name): t for t in tables.values() if t.tracked}
     for name in names:
         if ascii_lower(name) not in tracked:
@@ -241,11 +240,9 @@ def read(conn: sqlite3.Connection, names: Sequence[str], after: str | None) -> C
     deleted: list[Change] = []
     for each in ordered:
         gone: list[Change] = []
-        for change in _changes_of(conn, each, since, meta.replica):
+        for change in _changes_of(conn, each, told, meta.replica):
             (gone if change.kind == "deleted" else written).append(change)
         deleted = gone + deleted
-    if after is not None and not written and not deleted:
-        return None
     return Changes(f"{meta.feed:x}-{meta.turn:x}", (*written, *deleted))
 
 
@@ -263,7 +260,7 @@ def _turn(token: str, feed: int, turn: int) -> int:
 
 
 def _changes_of(
-    conn: sqlite3.Connection, tracked: Tracked, since: int, replica: int
+    conn: sqlite3.Connection, tracked: Tracked, told: int, replica: int
 ) -> Iterator[Change]:
     table = tracked.table
     count = len(table.key)
@@ -274,10 +271,10 @@ def _changes_of(
     def change(key: Value, kind: Kind, row: Any, columns: Iterable[str], origin: str) -> Change:
         values = key_values(key, count)
         shown = dict(zip(names, row, strict=True)) if row is not None else None
-        told = values[0] if count == 1 else values
-        return Change(table.name, told, kind, shown, frozenset(columns), origin)
+        named = values[0] if count == 1 else values
+        return Change(table.name, named, kind, shown, frozenset(columns), origin)
 
-    if since < 0:
+    if told < 0:
         stored = "t." + quoted(table.key[0].name)
         if count > 1:
             stored = " || ',' || ".join(f"quote(t.{quoted(column.name)})" for column in table.key)
@@ -295,24 +292,24 @@ def _changes_of(
         " FROM _reunite_changes AS c"
         " LEFT JOIN _reunite_rows AS r ON r.tbl = c.tbl AND r.key = c.key"
         " WHERE c.turn > ? AND c.tbl = ? ORDER BY c.turn, c.key",
-        (since, tracked.id),
+        (told, tracked.id),
     )
     for key, born, author, edits, base, visible in lines.fetchall():
         row = conn.execute(select, key_values(key, count)).fetchone()
         by_origin: _Edits = json.loads(edits)
-        if row is not None and born > since and author not in by_origin:
+        if row is not None and born > told and author not in by_origin:
             # It was there when the log began.
             origin = author or _author(base, visible, replica)
             yield change(key, "inserted", row, cells, origin)
         for origin, (turn, turns) in by_origin.items():
-            if turn <= since or (turns is None) != (row is None):
+            if turn <= told or (turns is None) != (row is None):
                 continue
             if turns is None:
                 yield change(key, "deleted", None, (), origin)
-            elif born > since and origin == author:
+            elif born > told and origin == author:
                 yield change(key, "inserted", row, cells, origin)
             else:
-                fresh = [name for name, at in turns.items() if at > since and name in cells]
+                fresh = [name for name, at in turns.items() if at > told and name in cells]
                 yield change(key, "updated", row, fresh, origin)
 
 

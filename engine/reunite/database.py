@@ -90,6 +90,11 @@ class Transaction:
             return None
         return rows[0] if into is None else made(rows[:1], into)[0]
 
+    async def changes(self, *tables: str, after: str | None = None) -> Changes:
+        """What was committed after a token, as by `Database.changes`. While the transaction lasts
+        nobody adds to it."""
+        return await self._run(changes.since, tables, after)
+
     async def _run(self, function: Callable[..., T], *args: object) -> T:
         if not self._open:
             raise UsageError("this transaction has ended; begin another with db.transaction()")
@@ -374,6 +379,11 @@ class Database:
         """
         assert self.replica
         return live.watch_changes(self._live, tables, after)
+
+    async def changes(self, *tables: str, after: str | None = None) -> Changes:
+        """What `watch_changes` would tell next; no changes where there is nothing new."""
+        await self._follow_changes()
+        return await self.on_engine(changes.since, self._engine.conn, tables, after)
 
     def _watched(self, query: str, parameters: Parameters, run: board.Run) -> Query:
         assert self.replica

@@ -16,8 +16,7 @@ from typing import Final, Generic, TypeVar
 from weakref import WeakValueDictionary, ref
 
 from reunite.board import Board, Found, Query, Reader, is_interrupted
-from reunite.changes import Changes
-from reunite.changes import read as read_changes
+from reunite.changes import Changes, since
 from reunite.driver import ThreadDriver
 from reunite.turns import Turns
 
@@ -217,8 +216,9 @@ class _Follower:
         self._after = after
 
     def read(self, reader: Reader) -> Found | None:
-        changes = read_changes(reader.conn, self._tables, self._after)
-        return None if changes is None else Found(changes, None)
+        changes = since(reader.conn, self._tables, self._after)
+        is_news = changes or self._after is None
+        return Found(changes, None) if is_news else None
 
     def told(self, found: Found) -> Changes:
         changes: Changes = found.told

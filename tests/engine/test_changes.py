@@ -33,9 +33,7 @@ class Follower:
     def news(self, *tables: str) -> list[Change]:
         """What has changed since it was last asked."""
         self.peer.replica.follow_changes()
-        found = changes.read(self.peer.engine, tables, self.token)
-        if found is None:
-            return []
+        found = changes.since(self.peer.engine, tables, self.token)
         self.token = found.token
         return list(found)
 
@@ -68,8 +66,7 @@ def test_an_empty_file_gives_a_token_to_begin_with(make_peer: MakePeer) -> None:
     peer = make_peer(TODO)
     peer.track("todo")
     follower = Follower(peer)
-    found = changes.read(peer.engine, (), None)
-    assert found is not None
+    found = changes.since(peer.engine, (), None)
     assert (len(found), list(found)) == (0, [])
     follower.token = found.token
     peer.commit("INSERT INTO todo (id) VALUES ('a')")
@@ -180,7 +177,7 @@ def test_an_origin_has_a_name_of_its_own(origin: str) -> None:
 def test_a_token_of_elsewhere_is_refused(follower: Follower, token: str) -> None:
     follower.news()
     with pytest.raises(UsageError, match="token"):
-        changes.read(follower.peer.engine, (), token)
+        changes.since(follower.peer.engine, (), token)
 
 
 def test_a_token_of_a_later_state_of_the_file_is_refused(follower: Follower) -> None:
@@ -188,12 +185,12 @@ def test_a_token_of_a_later_state_of_the_file_is_refused(follower: Follower) -> 
     assert follower.token is not None
     log, _, turn = follower.token.partition("-")
     with pytest.raises(UsageError, match="later state"):
-        changes.read(follower.peer.engine, (), f"{log}-{int(turn, 16) + 1:x}")
+        changes.since(follower.peer.engine, (), f"{log}-{int(turn, 16) + 1:x}")
 
 
 def test_a_table_that_is_not_tracked_cannot_be_followed(follower: Follower) -> None:
     with pytest.raises(UsageError, match="not tracked"):
-        changes.read(follower.peer.engine, ("nope",), None)
+        changes.since(follower.peer.engine, ("nope",), None)
 
 
 # What comes from elsewhere.

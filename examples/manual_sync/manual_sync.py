@@ -1,0 +1,69 @@
+"""Sync by hand: a file and an HTTP API of your own, both ways, without a relay.
+
+python manual_sync.py todo.db http://127.0.0.1:8000
+"""
+
+import asyncio
+import sys
+
+import aiohttp
+
+from reunite import Database
+
+TODO = "CREATE TABLE IF NOT EXISTS todo (id TEXT PRIMARY KEY, title TEXT, done INTEGER DEFAULT 0)"
+# Not tracked: how far this file has sent and fetched is its own business.
+PLACE = "CREATE TABLE IF NOT EXISTS place (name TEXT PRIMARY KEY, value TEXT)"
+KEEP = "INSERT OR REPLACE INTO place VALUES (?, ?)"
+WRITE = """INSERT INTO todo (id, title, done) VALUES (:id, :title, :done)
+           ON CONFLICT (id) DO UPDATE SET title = excluded.title, done = excluded.done"""
+
+
+async def place(db: Database, name: str) -> str | None:
+    row = await db.fetch_one("SELECT value FROM place WHERE name = ?", (name,))
+    return row["value"] if row else None
+
+
+async def send(db: Database, http: aiohttp.ClientSession) -> None:
+    async for changes in db.watch_changes("todo", after=await place(db, "sent")):
+        for change in changes:
+            if change.origin == "here" and change.row:
+                edit = {column: change.row[column] for column in change.columns}
+                await http.patch(f"/todos/{change.key!s}", json=edit)
+            elif change.origin == "here":
+                await http.delete(f"/todos/{change.key!s}")
+        # Only now: what was sent and not noted is sent again, to the same effect.
+        await db.execute(KEEP, ("sent", changes.token))
+
+
+async def fetch(db: Database, http: aiohttp.ClientSession, pause: float) -> None:
+    while True:
+        async with http.get("/todos", params={"since": await place(db, "fetched") or ""}) as answer:
+            news = await answer.json()
+        sent = await place(db, "sent")
+        async with db.transaction(origin="api") as tx:
+            # What waits to be sent is newer than what came, which comes again after it.
+            unsent = await tx.changes("todo", after=sent)
+            mine = {change.key for change in unsent if change.origin == "here"}
+            await tx.executemany(WRITE, [row for row in news["rows"] if row["id"] not in mine])
+            gone = [(key,) for key in news["gone"] if key not in mine]
+            await tx.executemany("DELETE FROM todo WHERE id = ?", gone)
+            await tx.execute(KEEP, ("fetched", news["now"]))
+        await asyncio.sleep(pause)
+
+
+async def sync(path: str, url: str, pause: float = 5.0) -> None:
+    async with Database(path) as db, aiohttp.ClientSession(url, raise_for_status=True) as http:
+        await db.execute(TODO)
+        await db.execute(PLACE)
+        await db.track("todo")
+        while True:
+            try:
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(send(db, http))
+                    both.create_task(fetch(db, http, pause))
+            except* (aiohttp.ClientError, TimeoutError):
+                await asyncio.sleep(pause)
+
+
+if __name__ == "__main__":
+    asyncio.run(sync(sys.argv[1], sys.argv[2]))
