@@ -139,17 +139,19 @@ def note_merge(
             if old is not None:
                 edits.append(Edit(ref, _origin(state, document.deleted), False, None))
             continue
-        names: dict[str, list[str]] = {}
-        for place, (key, value) in enumerate(zip(shape.keys, values, strict=True)):
-            if old is None or not same(old[place], value):
-                stamps = [c[0] for k, c in document.cells.items() if k & ~KIND_MASK == key]
-                mark = max(stamps, default=document.born)
-                names.setdefault(_origin(state, mark), []).append(shape.columns.columns[place].name)
         if old is None:
             author = _origin(state, max(document.born, document.edited))
             everything = [column.name for column in shape.columns.columns]
             edits.append(Edit(ref, author, True, everything))
-            names.pop(author, None)
+            continue
+        names: dict[str, list[str]] = {}
+        for place, (key, value) in enumerate(zip(shape.keys, values, strict=True)):
+            if not same(old[place], value):
+                stamps = [c[0] for k, c in document.cells.items() if k & ~KIND_MASK == key]
+                mark = max(stamps, default=document.born)
+                names.setdefault(_origin(state, mark), []).append(
+                    shape.columns.columns[place].name
+                )
         edits += [Edit(ref, origin, False, columns) for origin, columns in names.items()]
     _note(state, edits)
 
