@@ -202,6 +202,13 @@ def turn_of(conn: sqlite3.Connection) -> int:
     return int(found[0]) if found else 0
 
 
+def save_turn(conn: sqlite3.Connection, turn: int) -> None:
+    """Note that this is one more turn; each small write does."""
+    found = conn.execute("UPDATE _reunite_meta SET value = ? WHERE name = 'turn'", (turn,))
+    if not found.rowcount:
+        conn.execute("INSERT INTO _reunite_meta (name, value) VALUES ('turn', ?)", (turn,))
+
+
 def save_meta(conn: sqlite3.Connection, meta: Meta, *names: str) -> None:
     """Write the named facts, or all of them."""
     conn.executemany(

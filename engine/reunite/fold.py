@@ -56,10 +56,12 @@ class Folded(NamedTuple):
 
 
 class Edits(NamedTuple):
-    """What a fold found: the entries, and rows that hold a value otherwise than all show it."""
+    """What a fold found: the entries, rows that hold a value otherwise than all show it, and the
+    tables that were written, by id."""
 
     entries: list[Entry]
     untidy: list[RowRef]
+    tables: set[int]
 
 
 def fold(
@@ -84,7 +86,8 @@ def fold(
     untidy: list[RowRef] = []
     author = Author(meta.replica, session)
     causes: dict[RowRef, Sequence[Cause]] = {}
-    for table in captured_tables(conn, 0, last_captured(conn)):
+    tables = set(captured_tables(conn, 0, last_captured(conn)))
+    for table in tables:
         if table in shapes and shapes[table].hidden_collisions:
             capture_vanished(conn, shapes[table].tracked, now_ms)
     last = last_captured(conn)
@@ -115,7 +118,7 @@ def fold(
     if last:
         clear(conn, 0, last)
     entries = [entry for window in reversed(windows) for entry in window]
-    return Edits(_derived(entries, causes) if causes else entries, untidy)
+    return Edits(_derived(entries, causes) if causes else entries, untidy, tables)
 
 
 def _fold_table(

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from reunite import adopt, changes, inbox, outbox, refill, registry, verdicts
 from reunite.apply import tidy
-from reunite.bookkeeping import Meta, Tracked, complete, is_prepared, prepare
-from reunite.capture import captured_tables, last_captured
+from reunite.bookkeeping import Meta, Tracked, complete, is_prepared, prepare, save_turn
+from reunite.capture import last_captured
 from reunite.clock import OFFSET_MS_MIN
 from reunite.errors import FormatError, RealmMismatch, SyncError, UsageError
 from reunite.fold import Edits, fold
@@ -138,7 +138,7 @@ class Replica:
         """Commit what `begin` began."""
         if state.written:
             state.meta.turn += 1
-            state.save("turn")
+            save_turn(state.conn, state.meta.turn)
             written = [t for number, t in state.tables.items() if number in state.written]
             names = frozenset(ascii_lower(tracked.table.name) for tracked in written)
             self.turns.note(state.meta.turn, names)
@@ -479,7 +479,6 @@ def _fold(state: State, recorded_ms: int | None, known: Sequence[Entry] = ()) ->
     if not (known or last_captured(state.conn)):
         return False
     changeset = outbox.next_id(state.conn)
-    state.written.update(captured_tables(state.conn, 0, last_captured(state.conn)))
 
     # Who follows the changes is told which rows are new.
     living = changes.living(state) if state.meta.feed else set()
@@ -495,7 +494,8 @@ def _fold(state: State, recorded_ms: int | None, known: Sequence[Entry] = ()) ->
             recorded_ms=recorded_ms,
         )
 
-    edits, untidy = found()
+    edits, untidy, tables = found()
+    state.written |= tables
     entries = [*known, *edits]
     if untidy:
         tidy(state, untidy)

@@ -87,13 +87,15 @@ def end_at_step(peer: Peer, step: int, verb: Callable[[], object]) -> bool:
         left -= 1
         return left == 0
 
+    version = peer.rows("PRAGMA data_version")
     peer.engine.set_progress_handler(end_once, 1)
     try:
         verb()
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
             raise
-        return True
+        # After its last step a COMMIT can be ended, too, and has committed.
+        return peer.rows("PRAGMA data_version") == version
     finally:
         peer.engine.set_progress_handler(None, 1)
     return False
