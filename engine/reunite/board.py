@@ -152,6 +152,11 @@ class Board:
                 conn.execute("COMMIT")
                 if self._clock() > deadline:
                     break
+        except BaseException:
+            # What was found is told to nobody.
+            for query in outcomes:
+                query.is_stale = True
+            raise
         finally:
             if conn.in_transaction:
                 conn.execute("ROLLBACK")

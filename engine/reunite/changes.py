@@ -149,9 +149,7 @@ def note_merge(
             if not same(old[place], value):
                 stamps = [c[0] for k, c in document.cells.items() if k & ~KIND_MASK == key]
                 mark = max(stamps, default=document.born)
-                names.setdefault(_origin(state, mark), []).append(
-                    shape.columns.columns[place].name
-                )
+                names.setdefault(_origin(state, mark), []).append(shape.columns.columns[place].name)
         edits += [Edit(ref, origin, False, columns) for origin, columns in names.items()]
     _note(state, edits)
 

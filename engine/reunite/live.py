@@ -133,13 +133,16 @@ class LiveQueries:
 
     def _tell(self, queries: Iterable[Query], problem: Exception | None = None) -> None:
         for query in queries:
-            for waiter, seen in self._waiting.get(query, {}).items():
-                if waiter.done():
+            for waiter, seen in list(self._waiting.get(query, {}).items()):
+                if problem is None and query.version == seen:
                     continue
-                if problem is not None:
-                    waiter.set_exception(problem)
-                elif query.version != seen:
-                    waiter.set_result(None)
+                if not waiter.done():
+                    if problem is None:
+                        waiter.set_result(None)
+                    else:
+                        waiter.set_exception(problem)
+                # It waits no more, though its coroutine has yet to go on.
+                self.leave(query, waiter)
 
 
 class Watch(Generic[T]):

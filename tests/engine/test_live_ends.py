@@ -15,6 +15,8 @@ from reunite.turns import Turns
 from tests.engine.live import TITLES, Use, add, run, until, values
 from tests.engine.peer import Peer, connect
 
+FOREVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+
 
 @pytest.fixture
 def use(tmp_path: Path) -> Use:
@@ -90,11 +92,9 @@ def test_closing_the_database_ends_who_waits_and_who_does_not(tmp_path: Path) ->
 
 
 def test_closing_does_not_wait_for_a_long_query(tmp_path: Path) -> None:
-    forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-
     async def work() -> None:
         async with Database(tmp_path / "app.db") as db:
-            waiting = asyncio.ensure_future(anext(db.watch(forever)))
+            waiting = asyncio.ensure_future(anext(db.watch(FOREVER)))
             await until(lambda: bool(db._live._running))
         with pytest.raises(StopAsyncIteration):
             await waiting
@@ -103,10 +103,8 @@ def test_closing_does_not_wait_for_a_long_query(tmp_path: Path) -> None:
 
 
 def test_a_long_query_that_nobody_waits_for_is_ended(use: Use) -> None:
-    forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-
     async def work(db: Database) -> None:
-        watch = db.watch(forever)
+        watch = db.watch(FOREVER)
         waiting = asyncio.ensure_future(anext(watch))
         await until(lambda: bool(db._live._running))
         waiting.cancel()
@@ -175,5 +173,31 @@ def test_where_commits_never_end_what_was_true_is_told(tmp_path: Path) -> None:
     board = Board(Turns(), clock=lambda: next(ticks) / 100)
     board.refresh(reader, [ref(query)], [query], [query])
     assert query.version == 1
+    reader.close()
+    peer.close()
+
+
+def test_what_was_found_when_a_run_was_ended_is_found_again(tmp_path: Path) -> None:
+    peer = Peer(tmp_path / "app.db", 1, "CREATE TABLE t (id INTEGER PRIMARY KEY)")
+    reader = connect(peer.path)
+    board = Board(Turns())
+
+    def run(on: Reader) -> Found:
+        rows = on.fetch_all("SELECT id FROM t", ())
+        return Found(rows, rows)
+
+    def run_long(on: Reader) -> Found:
+        board.abandoned = True
+        rows = on.fetch_all(FOREVER, ())
+        return Found(rows, rows)
+
+    first, long = Query(run), Query(run_long)
+    both = [first, long]
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        board.refresh(reader, map(ref, both), both, both)
+    assert first.version == 0
+    board.abandoned = False
+    board.refresh(reader, [ref(first)], [first], [first])
+    assert first.version == 1
     reader.close()
     peer.close()
