@@ -173,7 +173,7 @@ class Site:
         state = self.replica.begin(self.app)
         fold_strangers(state)
         self.app.execute(sql, parameters)
-        edited = fold_own(state)
+        edited = fold_own(state) is not None
         self.replica.commit(state)
         return edited
 

@@ -11,7 +11,7 @@ async with Database("app.db") as db:
 
 from reunite.changes import Change, Changes
 from reunite.connection import Result
-from reunite.database import Database, Transaction
+from reunite.database import Database
 from reunite.errors import (
     AdoptionConflict,
     CatchUpTimeout,
@@ -26,6 +26,8 @@ from reunite.errors import (
 )
 from reunite.live import Watch
 from reunite.overwritten import Overwritten
+from reunite.row import Row
+from reunite.transaction import Transaction
 from reunite.verify import Difference
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "RealmMismatch",
     "Result",
     "ReuniteError",
+    "Row",
     "SyncError",
     "TableError",
     "Transaction",

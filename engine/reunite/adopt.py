@@ -160,7 +160,7 @@ def reconcile(state: State, choice: Choice | None) -> None:
     # Tables of which a row is equal are of one origin; elsewhere a row of which nothing is equal
     # may be another's, though all of it was edited since.
     related: set[int] = set()
-    doubtful: list[Entry] = []
+    doubtful: list[tuple[int, Entry]] = []
     for changeset in outbox.pending(state.conn):
         if not changeset.adopting:
             continue
@@ -188,7 +188,7 @@ def reconcile(state: State, choice: Choice | None) -> None:
                 if _any_equal(columns, base, ours):
                     related.add(entry.row.table)
                 else:
-                    doubtful.append(entry)
+                    doubtful.append((changeset.id, entry))
                 continue
             tracked = state.tables[entry.row.table]
             if choice is None:
@@ -201,6 +201,7 @@ def reconcile(state: State, choice: Choice | None) -> None:
                     state.now_ms,
                     "adoption",
                     "the relay had another row under this key and was chosen",
+                    changeset=changeset.id,
                 )
             else:
                 kept.append(_as_edit(state, entry, base, ours))
@@ -218,7 +219,7 @@ def reconcile(state: State, choice: Choice | None) -> None:
                 outbox.remove(state.conn, changeset.id)
     if counts:
         raise AdoptionConflict(counts)
-    for entry in doubtful:
+    for number, entry in doubtful:
         if entry.row.table not in related:
             record_entry(
                 state.conn,
@@ -228,6 +229,7 @@ def reconcile(state: State, choice: Choice | None) -> None:
                 "adoption",
                 "the relay's row under this key was edited in every column, so it may have been"
                 " another row; the relay's is kept, and these were the values here",
+                changeset=number,
             )
     state.conn.execute("UPDATE _reunite_changesets SET adopting = 0")
     if made:

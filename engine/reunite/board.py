@@ -15,10 +15,11 @@ from weakref import ref
 from reunite.connection import Parameters
 from reunite.driver import real_seconds
 from reunite.errors import UsageError
+from reunite.row import Row
 from reunite.schema import ascii_lower
 from reunite.turns import Lookout, Turns
 
-Rows: TypeAlias = list[sqlite3.Row]
+Rows: TypeAlias = list[Row]
 
 # A result that a later commit has made stale is dropped and the query run again, for so long: where
 # commits never end, what was true a moment ago is told.
@@ -80,7 +81,7 @@ class Reader:
         before, self._read = self._read, set()
         self._is_watched = True
         cursor = self.conn.cursor()
-        cursor.row_factory = sqlite3.Row
+        cursor.row_factory = Row
         try:
             rows: Rows = cursor.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:

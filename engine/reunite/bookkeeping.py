@@ -34,6 +34,10 @@ _CHANGES: Final = (
     "CREATE INDEX IF NOT EXISTS _reunite_changes_turn ON _reunite_changes (turn)",
 )
 
+# Changesets that were refused, or a part of them: an app may ask long after it has dealt with what
+# `reunite_rejected` told it. Files of the first releases lack it.
+_REFUSED: Final = """CREATE TABLE IF NOT EXISTS _reunite_refused (changeset INTEGER PRIMARY KEY)"""
+
 _DDL: Final = (
     # Single facts about this replica: its identity, cursor and clock offset.
     """CREATE TABLE _reunite_meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID""",
@@ -63,6 +67,7 @@ _DDL: Final = (
         id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, message BLOB NOT NULL)""",
     _HISTORY,
     *_CHANGES,
+    _REFUSED,
     """CREATE TABLE reunite_rejected (
         id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, "table" TEXT NOT NULL, key,
         kind TEXT NOT NULL,
@@ -180,7 +185,7 @@ def prepare(conn: sqlite3.Connection, new_replica: Callable[[], int]) -> None:
 
 def complete(conn: sqlite3.Connection) -> None:
     """Make the tables that a file of this format was made without, by an earlier release."""
-    for statement in (_HISTORY, *_CHANGES):
+    for statement in (_HISTORY, _REFUSED, *_CHANGES):
         conn.execute(statement)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from reunite.errors import FileError
+from reunite.row import Row
 
 T = TypeVar("T")
 # What sqlite3 binds: a value adapter may take more than the five storage classes.
@@ -22,11 +23,16 @@ _FIRST_WORD: Final = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(\w+)", re.DOTALL)
 
 
 class Result(NamedTuple):
-    """What a statement did: rows of a RETURNING clause or query, and SQLite's counters."""
+    """What a statement did: rows of a RETURNING clause or query, and SQLite's counters.
 
-    rows: list[sqlite3.Row]
+    `changeset` names what is to be sent, for `Database.synced`; None where no tracked row was
+    edited, and inside of a transaction, which has one of its own.
+    """
+
+    rows: list[Row]
     rowcount: int
     lastrowid: int | None
+    changeset: int | None = None
 
 
 def connect(
@@ -62,17 +68,18 @@ def connect(
 def execute(conn: sqlite3.Connection, sql: str, parameters: Parameters) -> Result:
     """Run one statement to its end."""
     cursor = conn.cursor()
-    cursor.row_factory = sqlite3.Row
+    cursor.row_factory = Row
     cursor.execute(sql, parameters)
     return Result(cursor.fetchall(), cursor.rowcount, cursor.lastrowid)
 
 
-def executemany(conn: sqlite3.Connection, sql: str, parameters: Sequence[Parameters]) -> int:
-    """Run one statement for each set of parameters; returns the rows changed."""
-    return conn.executemany(sql, parameters).rowcount
+def executemany(conn: sqlite3.Connection, sql: str, parameters: Sequence[Parameters]) -> Result:
+    """Run one statement for each set of parameters; `rowcount` is the rows changed."""
+    cursor = conn.executemany(sql, parameters)
+    return Result([], cursor.rowcount, cursor.lastrowid)
 
 
-def made(rows: Iterable[sqlite3.Row], into: Callable[..., T]) -> list[T]:
+def made(rows: Iterable[Row], into: Callable[..., T]) -> list[T]:
     """Rows as objects of the caller's: `into` is called with a row's columns by name."""
     return [into(**dict(zip(row.keys(), row, strict=True))) for row in rows]
 

@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
 import aiosqlite
 
-from reunite import board, changes, history, live, text
-from reunite.board import Query
+from reunite import board, changes, history, resolved, text
 from reunite.cells.register import Value
 from reunite.changes import Changes
 from reunite.connection import (
@@ -33,11 +32,15 @@ from reunite.connection import (
     runs_alone,
 )
 from reunite.driver import ThreadDriver, real_chance, real_clock
-from reunite.errors import FileError, SyncError, UsageError
-from reunite.live import LiveQueries, Watch
+from reunite.errors import CatchUpTimeout, FileError, SyncError, UsageError
+from reunite.live import LiveQueries
 from reunite.overwritten import Loss, Overwritten
 from reunite.replica import Replica, fold_own, fold_strangers
+from reunite.row import Row
+from reunite.transaction import Transaction
 from reunite.verify import Difference, verify
+from reunite.wakeup import Wakeup
+from reunite.watching import Watchable
 
 T = TypeVar("T")
 # Asks a relay for a row's losses, by its table's id there and its packed key. Raises SyncError.
@@ -47,61 +50,7 @@ HistorySource: TypeAlias = Callable[[int, bytes], Awaitable[Sequence[Loss]]]
 WAL_BYTES_GOAL = 4 << 20
 
 
-class Transaction:
-    """One transaction of the app, as given by `Database.transaction()`."""
-
-    def __init__(self, driver: ThreadDriver) -> None:
-        self._driver = driver
-        self._open = True
-
-    async def execute(self, sql: str, parameters: Parameters = ()) -> Result:
-        """Run a statement inside the transaction."""
-        return await self._run(execute, sql, parameters)
-
-    async def executemany(self, sql: str, parameters: Iterable[Parameters]) -> int:
-        """Run a statement once for each set of parameters; returns the rows changed."""
-        return await self._run(executemany, sql, list(parameters))
-
-    @overload
-    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]: ...
-    @overload
-    async def fetch_all(
-        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
-    ) -> list[T]: ...
-    async def fetch_all(
-        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
-    ) -> list[sqlite3.Row] | list[T]:
-        """The rows of a query, as this transaction sees them."""
-        rows = (await self.execute(sql, parameters)).rows
-        return rows if into is None else made(rows, into)
-
-    @overload
-    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None: ...
-    @overload
-    async def fetch_one(
-        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
-    ) -> T | None: ...
-    async def fetch_one(
-        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
-    ) -> sqlite3.Row | T | None:
-        """The first row of a query, or None."""
-        rows = (await self.execute(sql, parameters)).rows
-        if not rows:
-            return None
-        return rows[0] if into is None else made(rows[:1], into)[0]
-
-    async def changes(self, *tables: str, after: str | None = None) -> Changes:
-        """What was committed after a token, as by `Database.changes`. While the transaction lasts
-        nobody adds to it."""
-        return await self._run(changes.since, tables, after)
-
-    async def _run(self, function: Callable[..., T], *args: object) -> T:
-        if not self._open:
-            raise UsageError("this transaction has ended; begin another with db.transaction()")
-        return await self._driver.run(function, self._driver.conn, *args)
-
-
-class Database:
+class Database(Watchable):
     """An SQLite file that takes part in sync. Open it with `async with Database(path) as db`."""
 
     def __init__(
@@ -124,7 +73,7 @@ class Database:
         self._holder: asyncio.Task[Any] | None = None
         self._listeners: list[Callable[[], None]] = []
         self._history_sources: list[HistorySource] = []
-        self._users = 0
+        self._progress = Wakeup()
 
     def __repr__(self) -> str:
         return f"Database({str(self.path)!r}, {'closed' if self._replica is None else 'open'})"
@@ -167,7 +116,7 @@ class Database:
             self._reader = await aiosqlite.Connection(
                 lambda: connect(self.path, foreign_keys=True, query_only=True), iter_chunk_size=256
             )
-            self._reader.row_factory = sqlite3.Row
+            self._reader.row_factory = Row
         except BaseException:
             await self.close()
             raise
@@ -177,6 +126,7 @@ class Database:
         if self._replica is not None:
             await self._live.close()
         self._replica = None
+        self._progress.ring()
         if self._reader is not None:
             await self._reader.close()
             self._reader = None
@@ -189,6 +139,12 @@ class Database:
         if self._replica is None:
             raise UsageError("the database is not open; use `async with Database(path) as db`")
         return self._replica
+
+    @property
+    def live(self) -> LiveQueries:
+        """Who watches this file."""
+        assert self.replica
+        return self._live
 
     async def on_engine(self, function: Callable[..., T], *args: object) -> T:
         """Run one of the replica's verbs on the engine's thread."""
@@ -208,47 +164,50 @@ class Database:
         if runs_alone(sql):
             async with self._writing():
                 return await self._writer.run(execute, self._writer.conn, sql, parameters)
-        return await self._write(lambda conn: execute(conn, sql, parameters))
+        result, changeset = await self._write(lambda conn: execute(conn, sql, parameters))
+        return result._replace(changeset=changeset)
 
-    async def executemany(self, sql: str, parameters: Iterable[Parameters]) -> int:
-        """Run one statement for each set of parameters in one transaction; returns rows changed."""
+    async def executemany(self, sql: str, parameters: Iterable[Parameters]) -> Result:
+        """Run one statement for each set of parameters in one transaction: one changeset.
+        `rowcount` is the rows changed."""
         rows = list(parameters)
-        return await self._write(lambda conn: executemany(conn, sql, rows))
+        result, changeset = await self._write(lambda conn: executemany(conn, sql, rows))
+        return result._replace(changeset=changeset)
 
     @overload
-    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]: ...
+    async def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]: ...
     @overload
     async def fetch_all(
         self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
     ) -> list[T]: ...
     async def fetch_all(
         self, sql: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
-    ) -> list[sqlite3.Row] | list[T]:
+    ) -> list[Row] | list[T]:
         """The rows of a query, each made `into` an object where that is given: it is called with
         the columns by name. A statement that writes (RETURNING) runs as `execute` does."""
         rows = await self._fetch_all(sql, parameters)
         return rows if into is None else made(rows, into)
 
-    async def _fetch_all(self, sql: str, parameters: Parameters) -> list[sqlite3.Row]:
+    async def _fetch_all(self, sql: str, parameters: Parameters) -> list[Row]:
         assert self.replica
         self._refuse_inside()
         assert self._reader is not None
         try:
-            return list(await self._reader.execute_fetchall(sql, parameters))
+            return cast(list[Row], await self._reader.execute_fetchall(sql, parameters))
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_READONLY:
                 raise
         return (await self.execute(sql, parameters)).rows
 
     @overload
-    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None: ...
+    async def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None: ...
     @overload
     async def fetch_one(
         self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
     ) -> T | None: ...
     async def fetch_one(
         self, sql: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
-    ) -> sqlite3.Row | T | None:
+    ) -> Row | T | None:
         """The first row of a query, or None; made `into` an object as by `fetch_all`."""
         rows = await self._fetch_all(sql, parameters)
         if not rows:
@@ -267,17 +226,17 @@ class Database:
             changes.check_origin(origin)
         async with self._writing():
             conn, replica = self._writer.conn, self.replica
-            tx = Transaction(self._writer)
+            tx, changeset = Transaction(self._writer), None
             try:
                 await self._before_engine(self._begin, conn, replica, origin)
                 yield tx
-                await self._writer.run(self._commit, conn, replica)
+                changeset = await self._writer.run(self._commit, conn, replica)
             except BaseException:
                 # A task that is cancelled while its BEGIN runs has begun all the same.
                 await self._writer.run(rollback, conn)
                 raise
             finally:
-                tx._open = False
+                tx.end(changeset)
         await self._committed()
 
     @asynccontextmanager
@@ -328,67 +287,10 @@ class Database:
             following.cancel()
             await asyncio.wait([following])
 
-    # What follows the file.
-
-    @overload
-    def watch(self, query: str, parameters: Parameters = ()) -> Watch[list[sqlite3.Row]]: ...
-    @overload
-    def watch(
-        self, query: str, parameters: Parameters = (), *, into: Callable[..., T]
-    ) -> Watch[list[T]]: ...
-    def watch(
-        self, query: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
-    ) -> Watch[list[sqlite3.Row]] | Watch[list[T]]:
-        """Follow the rows of a query: `async for rows in db.watch(sql, parameters)`.
-
-        The present rows come at once, then new ones after each commit that changed them, whoever
-        made it: this program, a merge, or another process. Who is slow gets the latest. Each row is
-        made `into` an object as by `fetch_all`. An error is raised by one `anext` and does not end
-        it. See `Watch`.
-        """
-        found = self._watched(query, parameters, board.rows_of)
-        if into is None:
-            return Watch(self._live, found, lambda found: list(found.told), shown=query)
-        return Watch(self._live, found, lambda found: made(found.told, into), shown=query)
-
-    @overload
-    def watch_one(self, query: str, parameters: Parameters = ()) -> Watch[sqlite3.Row | None]: ...
-    @overload
-    def watch_one(
-        self, query: str, parameters: Parameters = (), *, into: Callable[..., T]
-    ) -> Watch[T | None]: ...
-    def watch_one(
-        self, query: str, parameters: Parameters = (), *, into: Callable[..., T] | None = None
-    ) -> Watch[sqlite3.Row | None] | Watch[T | None]:
-        """Follow the first row of a query, None where it has none; see `watch`."""
-        found = self._watched(query, parameters, board.first_of)
-        if into is None:
-            return Watch(self._live, found, lambda found: next(iter(found.told), None), shown=query)
-        return Watch(
-            self._live, found, lambda found: next(iter(made(found.told, into)), None), shown=query
-        )
-
-    def watch_changes(self, *tables: str, after: str | None = None) -> Watch[Changes]:
-        """Follow the rows of tracked tables, or of these, as differences.
-
-        Each `Changes` holds what was inserted, updated and deleted since the one before it, with
-        the present values of the rows and the origin of each change, and a token: with `after` it
-        goes on from there, also in another run of the program. Without, it begins with all rows as
-        inserted. Several changes of a row are told as one. Raises UsageError for a token of another
-        file.
-        """
-        assert self.replica
-        return live.watch_changes(self._live, tables, after)
-
     async def changes(self, *tables: str, after: str | None = None) -> Changes:
         """What `watch_changes` would tell next; no changes where there is nothing new."""
-        await self._follow_changes()
+        await self.on_engine(self.replica.follow_changes)
         return await self.on_engine(changes.since, self._engine.conn, tables, after)
-
-    def _watched(self, query: str, parameters: Parameters, run: board.Run) -> Query:
-        assert self.replica
-        bound, key = board.keyed(query, parameters)
-        return self._live.add(Query(lambda reader: run(reader, query, bound)), key and (run, *key))
 
     async def _follow_changes(self) -> None:
         await self.on_engine(self.replica.follow_changes)
@@ -411,12 +313,46 @@ class Database:
         """Compare every tracked row with its document; no difference is an empty list."""
         return await self.on_engine(verify, self._engine.conn)
 
-    async def rejected(self) -> list[sqlite3.Row]:
+    async def rejected(self) -> list[Row]:
         """What could not be synced, oldest first; see the table `reunite_rejected`."""
-        return await self.fetch_all(
-            'SELECT id, at_ms, "table", key, kind, reason, message, "values"'
-            " FROM reunite_rejected ORDER BY id"
-        )
+        return await self.fetch_all(resolved.REJECTED)
+
+    def watch_rejected(self) -> AsyncIterator[Row]:
+        """What could not be synced: `async for line in db.watch_rejected()` gives the lines of
+        `reunite_rejected` that are there, oldest first, and then each that comes.
+
+        Nothing is lost on who is slow, or not there yet: what waits, waits in the file. A line that
+        the app has dealt with is deleted, or it is told again in the next run.
+        """
+        return resolved.rejections(self.fetch_all, self._progress)
+
+    async def synced(
+        self,
+        changeset: int | None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> bool:
+        """Wait until the relay has a write: True when it is committed there, False when it was
+        refused, or a part of it, and is kept in `reunite_rejected`.
+
+        `changeset` is that of a `Result` or `Transaction`, also of an earlier run; None, for what
+        edited nothing, is True at once. Something has to sync the file: a `Sync` here, or another
+        process. Raises CatchUpTimeout after `timeout` seconds, and UsageError for a number that
+        this file never gave.
+        """
+        if changeset is None:
+            return True
+        try:
+            async with asyncio.timeout(timeout):
+                return await resolved.committed(self.fetch_all, self._progress, changeset)
+        except TimeoutError:
+            raise CatchUpTimeout(
+                f"the relay did not resolve changeset {changeset} within {timeout:g} s; it waits in"
+                " the file and goes with the next sync"
+            ) from None
+
+    def progressed(self) -> None:
+        """Tell who waits in `synced` or `watch_rejected` that sync went on; `Sync` does."""
+        self._progress.ring()
 
     async def history(self, table: str, key: Value | Sequence[Value]) -> list[Overwritten]:
         """The values of one row that merges overwrote, the newest first; `key` is its primary key,
@@ -480,20 +416,20 @@ class Database:
                 "inside `async with db.transaction() as tx` use tx.execute and tx.fetch_all"
             )
 
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> tuple[T, int | None]:
         # Taken now: a write whose task is cancelled goes on while the database is being closed.
         replica = self.replica
 
-        def whole() -> T:
+        def whole() -> tuple[T, int | None]:
             conn = self._writer.conn
             self._begin(conn, replica)
             try:
                 result = work(conn)
-                self._commit(conn, replica)
+                changeset = self._commit(conn, replica)
             except BaseException:
                 rollback(conn)
                 raise
-            return result
+            return result, changeset
 
         async with self._writing():
             result = await self._before_engine(whole)
@@ -519,12 +455,13 @@ class Database:
             rollback(conn)
             raise
 
-    def _commit(self, conn: sqlite3.Connection, replica: Replica) -> None:
+    def _commit(self, conn: sqlite3.Connection, replica: Replica) -> int | None:
         if not conn.in_transaction:
             raise UsageError("the transaction was ended by its own SQL; leave COMMIT to reunite")
         self._state.now_ms = self.clock()
-        fold_own(self._state)
+        changeset = fold_own(self._state)
         replica.commit(self._state)
+        return changeset
 
     async def _committed(self) -> None:
         self._notify()

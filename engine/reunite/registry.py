@@ -137,6 +137,7 @@ def _drop(state: State, known: Tracked, why: str) -> None:
                     state.now_ms,
                     "expired",
                     why,
+                    changeset=changeset.id,
                     before=step.before if step else EMPTY,
                 )
         if not kept:

@@ -30,9 +30,13 @@ def record_entry(
     reason: str,
     message: str,
     *,
+    changeset: int | None,
     before: Document = EMPTY,
 ) -> None:
-    """Keep the intent of one entry of a rejected changeset, which was made on the row `before`."""
+    """Keep the intent of one entry of a rejected changeset, which was made on the row `before`;
+    `changeset` is None for what was in none."""
+    if changeset is not None:
+        conn.execute("INSERT OR IGNORE INTO _reunite_refused (changeset) VALUES (?)", (changeset,))
     document = decode(entry.document)
     if entry.kind == Kind.ADOPTED:
         kind = "adopted"

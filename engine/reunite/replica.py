@@ -465,19 +465,19 @@ def _check_realm(meta: Meta, realm: bytes) -> None:
 
 def fold_strangers(state: State) -> bool:
     """Fold what other programs wrote into a loose changeset; True when there was any edit."""
-    return _fold(state, recorded_ms=None)
+    return _fold(state, recorded_ms=None) is not None
 
 
-def fold_own(state: State, known: Sequence[Entry] = ()) -> bool:
-    """Fold this transaction's own writes into one changeset that carries one time. `known` are
-    entries of it whose rows are folded already."""
+def fold_own(state: State, known: Sequence[Entry] = ()) -> int | None:
+    """Fold this transaction's own writes into one changeset that carries one time, and return its
+    id; None when nothing was edited. `known` are entries of it whose rows are folded already."""
     return _fold(state, recorded_ms=state.now_ms, known=known)
 
 
-def _fold(state: State, recorded_ms: int | None, known: Sequence[Entry] = ()) -> bool:
+def _fold(state: State, recorded_ms: int | None, known: Sequence[Entry] = ()) -> int | None:
     notice_schema_changes(state)
     if not (known or last_captured(state.conn)):
-        return False
+        return None
     changeset = outbox.next_id(state.conn)
 
     # Who follows the changes is told which rows are new.
@@ -506,7 +506,7 @@ def _fold(state: State, recorded_ms: int | None, known: Sequence[Entry] = ()) ->
     if state.meta.feed:
         changes.note_entries(state, entries, living)
     outbox.add(state, changeset, entries, loose=recorded_ms is None)
-    return bool(entries)
+    return changeset if entries else None
 
 
 def _refuse_too_large(entries: Sequence[Entry]) -> None:

@@ -264,6 +264,7 @@ def _tell_disagreements(
                 type=column.type,
                 takes=MERGING_TAKES.get(declared),
             ),
+            changeset=None,
         )
 
 

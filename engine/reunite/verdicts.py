@@ -342,6 +342,7 @@ def _record(
             state.now_ms,
             reason,
             message,
+            changeset=changeset.id,
             before=step.before if step else EMPTY,
         )
     return Rejection(

@@ -125,6 +125,9 @@ class Client:
         """No app of a world looks at what was overwritten."""
         return lambda: None
 
+    def progressed(self) -> None:
+        """No app of a world waits for its writes."""
+
     # Life and death.
 
     @property
@@ -324,7 +327,7 @@ class Client:
             self,
             f"sim://{self.relay}",
             on_event=note,
-            connect=lambda: self.world.network.connect(self.name, self.relay),
+            open_socket=lambda: self.world.network.connect(self.name, self.relay),
             spread=self.chance.uniform,
             poll_seconds=POLL_SECONDS,
         )

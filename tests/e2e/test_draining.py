@@ -44,7 +44,7 @@ def test_a_client_that_pushes_without_pause_goes_on_at_the_next_relay_and_loses_
             await db.track("entry")
             # In turns, as a load balancer would.
             urls = cycle([first_url, second_url])
-            async with Sync(db, first_url, connect=lambda: open_websocket(next(urls))) as sync:
+            async with Sync(db, first_url, open_socket=lambda: open_websocket(next(urls))) as sync:
                 enough = asyncio.Event()
                 writing = asyncio.create_task(write(db, enough))
                 try:

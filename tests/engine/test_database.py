@@ -54,7 +54,9 @@ def test_a_statement_is_a_transaction_and_a_changeset(use: Use) -> None:
 
 def test_many_rows_at_once_are_one_changeset(use: Use) -> None:
     async def work(db: Database) -> None:
-        assert await db.executemany("INSERT INTO todo (title) VALUES (?)", [("a",), ("b",)]) == 2
+        rows = [("a",), ("b",)]
+        result = await db.executemany("INSERT INTO todo (title) VALUES (?)", rows)
+        assert result.rowcount == 2
         assert await db.on_engine(db.replica.queued) == 1
 
     use(work)

@@ -87,7 +87,7 @@ def told(folder: Path, played: Played) -> list[Value]:
             await db.track("todo")
             await db.execute("INSERT INTO todo VALUES ('a', 'first')")
             await db.execute("UPDATE todo SET title = 'second'")
-            async with Sync(db, "ws://relay", connect=connect) as syncing:
+            async with Sync(db, "ws://relay", open_socket=connect) as syncing:
                 while syncing.status.state != "live":  # noqa: ASYNC110 - it has no event of its own
                     await asyncio.sleep(0.001)
                 return [each.value for each in await db.history("todo", "a")]

@@ -5,7 +5,8 @@
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from reunite_transport.client_session import GaveUp
-    from reunite_transport.sync import Progress, Sync, SyncStatus
+    from reunite_transport.status import Progress, SyncStatus
+    from reunite_transport.sync import Sync
 
 __all__ = ["GaveUp", "Progress", "Sync", "SyncStatus"]
 

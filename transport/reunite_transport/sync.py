@@ -2,6 +2,8 @@
 
     async with Sync(db, "ws://127.0.0.1:8800") as sync:
         await sync.caught_up(timeout=10)
+        async for status in sync.watch_status():
+            print(status)  # live, 2 queued
 
 The session decides what is said; this module only carries frames between it and an aiohttp
 WebSocket. The session works on the engine's thread, so the event loop never waits for SQLite.
@@ -10,18 +12,19 @@ WebSocket. The session works on the engine's thread, so the event loop never wai
 import asyncio
 import random
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Protocol, TypeAlias, TypeVar, get_args
+from typing import Final, Protocol, TypeAlias, TypeVar, get_args
 
 from reunite.adopt import Choice
 from reunite.database import HistorySource
 from reunite.errors import CatchUpTimeout, SyncError, UsageError
 from reunite.overwritten import Loss
 from reunite.replica import Replica
+from reunite.wakeup import Wakeup
 from reunite_transport.client_session import (
     BarrierReached,
     ClientSession,
@@ -34,6 +37,7 @@ from reunite_transport.client_session import (
     TablesChanged,
     Welcomed,
 )
+from reunite_transport.status import Progress, SyncStatus, changes_of
 from reunite_transport.trouble import file_trouble
 from reunite_transport.websocket import open_websocket
 
@@ -45,35 +49,15 @@ BACK_OFF_SECONDS: Final = (0.1, 15.0)
 FENCED_SECONDS: Final = 5.0
 # How long a question about the past waits for a relay: a user looks at the answer.
 HISTORY_SECONDS_MAX: Final = 5.0
+# What is under way when a program disconnects may be finished for so long.
+LEAVE_SECONDS: Final = 2.0
 # Frames that are waiting are handled in one go on the engine's thread; a local write waits for as
 # many.
 FRAMES_AT_ONCE: Final = 8
 
+_NO_RETRY: Final[Mapping[str, object]] = {"retry_in": None, "retry_at_ms": None}
+
 T = TypeVar("T")
-State: TypeAlias = Literal["offline", "connecting", "loading", "live", "stopped"]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A first load: rows that have arrived, and about how many there are."""
-
-    rows: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class SyncStatus:
-    """How sync stands. `queued` counts changesets that the relay has not resolved; `retry_in` is
-    the wait before the next connection, in seconds, while offline. `working` is True while what
-    the relay sent is taken into the file: then it is not the relay that is waited for."""
-
-    state: State = "connecting"
-    queued: int = 0
-    last_error: SyncError | None = None
-    progress: Progress | None = None
-    retry_in: float | None = None
-    left_alone: tuple[str, ...] = ()
-    working: bool = False
 
 
 class Socket(Protocol):
@@ -100,9 +84,10 @@ class SyncedDatabase(Protocol):
     async def on_engine(self, function: Callable[..., T], *args: object) -> T: ...
     def on_change(self, listener: Callable[[], None]) -> Callable[[], None]: ...
     def add_history_source(self, source: HistorySource) -> Callable[[], None]: ...
+    def progressed(self) -> None: ...
 
 
-Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[Socket]]
+OpenSocket: TypeAlias = Callable[[], AbstractAsyncContextManager[Socket]]
 
 
 class Sync:
@@ -115,31 +100,41 @@ class Sync:
         *,
         adopt: Choice | None = None,
         on_event: Callable[[Event], None] | None = None,
-        connect: Connect | None = None,
+        connected: bool = True,
+        open_socket: OpenSocket | None = None,
         spread: Callable[[float, float], float] = random.uniform,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         """`adopt` settles rows that differ between this file and the realm when both brought them:
         `theirs` or `ours`. `on_event` is called with the session's events, rejections among them.
+        With `connected` False it waits for `connect()`.
 
-        For simulations: `connect` opens another socket than a WebSocket to `url`, `spread` is
+        For simulations: `open_socket` opens another socket than a WebSocket to `url`, `spread` is
         where the waits' chance comes from, `poll_seconds` how often other programs' writes are
         looked for.
         """
-        if connect is None and not url.startswith(("ws://", "wss://")):
+        if open_socket is None and not url.startswith(("ws://", "wss://")):
             raise UsageError(f"{url!r} is not a relay's address; it begins with ws:// or wss://")
         if adopt is not None and adopt not in get_args(Choice):
             raise UsageError(f"adopt is {adopt!r}; it is 'theirs', 'ours' or None")
         self._db = db
         self._url = url
-        self._open = connect or (lambda: open_websocket(url))
+        self._open = open_socket or (lambda: open_websocket(url))
         self._spread = spread
         self._poll_seconds = poll_seconds
         self._choice: Choice | None = adopt
         self._on_event = on_event
-        self._status = SyncStatus()
-        self._changed = asyncio.Event()
+        # What the program wants, whether or not there is a relay to be reached.
+        self._wanted = connected
+        self._status = SyncStatus("connecting" if connected else "disconnected")
+        # Rung when the status changed; and when anything that `caught_up` looks at did.
+        self._status_wakeup = Wakeup()
+        self._wakeup = Wakeup()
         self._wake = asyncio.Event()
+        # Ends a pause between two tries.
+        self._hurry = asyncio.Event()
+        # Bounds the connection under way, so that it can be left.
+        self._scope: asyncio.Timeout | None = None
         self._session: ClientSession | None = None
         self._reached: dict[int, int] = {}
         self._recalls: dict[int, asyncio.Future[Sequence[Loss]]] = {}
@@ -150,15 +145,61 @@ class Sync:
         self._live_since: float | None = None
 
     def __repr__(self) -> str:
-        return f"Sync({self._url!r}, {self._status.state}, {self._status.queued} queued)"
+        return f"<Sync with {self._url}: {self._status}>"
 
     @property
     def status(self) -> SyncStatus:
         """How sync stands now."""
         return self._status
 
+    def watch_status(self) -> AsyncIterator[SyncStatus]:
+        """How sync stands now, and then whenever that has changed: `async for status in ...`.
+
+        Who is slow gets the latest only, never a backlog, and never the same twice; `working` is
+        left out. Any number may listen. Ends when sync does, after the last status.
+        """
+
+        def ended() -> bool:
+            return self._task is not None and self._task.done()
+
+        return changes_of(lambda: self._status, self._status_wakeup, ended)
+
+    async def disconnect(self) -> None:
+        """End the connection and stay offline until `connect()`. Local work goes on and queues.
+
+        Returns when the socket is closed, which takes 2 seconds and a closing handshake at most.
+        Nothing happens when there is no connection to end.
+        """
+        self._running()
+        self._wanted = False
+        self._hurry.set()
+        self._wake.set()
+        if self._scope is not None and not self._scope.expired():
+            # A session finishes what it is at; what only waits for a relay is cut short.
+            grace = 0.0 if self._session is None else LEAVE_SECONDS
+            self._scope.reschedule(asyncio.get_running_loop().time() + grace)
+        while not self._wanted and self._status.state not in ("disconnected", "stopped"):
+            await self._status_wakeup.after(self._status_wakeup.count)
+
+    async def connect(self) -> None:
+        """Connect after `disconnect()`, or try again at once instead of at the next try's time.
+
+        Returns without waiting for the relay: see `caught_up` and `watch_status`. Raises the
+        SyncError that stopped sync.
+        """
+        self._running()
+        self._wanted = True
+        if self._scope is not None and not self._scope.expired():
+            self._scope.reschedule(None)
+        if self._session is None:
+            self._hurry.set()
+            self._wake.set()
+        # Who waits in `disconnect` has been overruled.
+        self._status_wakeup.ring()
+
     async def __aenter__(self) -> "Sync":
         self._task = asyncio.create_task(self._run(), name=f"reunite sync {self._url}")
+        self._task.add_done_callback(lambda _: self._ring())
         return self
 
     async def __aexit__(
@@ -171,6 +212,8 @@ class Sync:
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
+        if self._status.state != "stopped":
+            self._set(state="disconnected")
 
     async def caught_up(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Wait until all local work up to now is acknowledged and all remote work is here.
@@ -184,8 +227,11 @@ class Sync:
             status = self._status
             why = status.last_error or f"still {status.state}"
             waits = f"; changesets that wait in the file: {status.queued}" if status.queued else ""
+            then = "Sync goes on while it is open"
+            if status.state == "disconnected":
+                then = "Nothing is sent before sync.connect()"
             raise CatchUpTimeout(
-                f"not caught up after {timeout:g} s: {why}{waits}. Sync goes on while it is open"
+                f"not caught up after {timeout:g} s: {why}{waits}. {then}"
             ) from None
 
     async def ended(self) -> None:
@@ -196,20 +242,25 @@ class Sync:
         if self._fatal is not None:
             raise self._fatal
 
+    def _running(self) -> None:
+        """Raise why sync is not running, if it is not."""
+        if self._task is None:
+            raise UsageError("sync is not running; use it as `async with Sync(db, url)`")
+        if self._task.done():
+            if self._fatal is not None:
+                raise self._fatal
+            if not self._task.cancelled():
+                self._task.result()
+            raise UsageError("sync has ended")
+
     async def _catch_up(self) -> None:
         mark = await self._db.on_engine(self._db.replica.outbox_mark)
         # A session would tell, and there may be none.
         self._set(queued=await self._db.on_engine(self._db.replica.queued))
         asked: tuple[ClientSession, int] | None = None
         while True:
-            self._changed.clear()
-            if self._task is None:
-                raise UsageError("sync is not running; use it as `async with Sync(db, url)`")
-            if self._task.done():
-                if self._fatal is not None:
-                    raise self._fatal
-                self._task.result()
-                raise UsageError("sync has ended")
+            seen = self._wakeup.count
+            self._running()
             session = self._session
             if session is not None and session.live:
                 if asked is None or asked[0] is not session:
@@ -220,7 +271,7 @@ class Sync:
                     self._db.replica.has_reached, seq, mark
                 ):
                     return
-            await self._changed.wait()
+            await self._wakeup.after(seen)
 
     async def _history(self, table: int, key: bytes) -> Sequence[Loss]:
         """What the relay knows of a row's past; nothing where there is none to ask. Raises
@@ -251,10 +302,16 @@ class Sync:
         wait, wait_max = BACK_OFF_SECONDS
         try:
             while True:
-                self._set(state="connecting", retry_in=None)
+                self._hurry.clear()
+                if not self._wanted:
+                    self._set(state="disconnected", last_error=None, progress=None, **_NO_RETRY)
+                    await self._idle()
+                    wait = BACK_OFF_SECONDS[0]
+                    continue
+                self._set(state="connecting", **_NO_RETRY)
                 self._live_since = None
                 try:
-                    await self._connect()
+                    await self._connect_once()
                 except SyncError as error:
                     self._set(last_error=error)
                 except (OSError, TimeoutError) as error:
@@ -270,6 +327,8 @@ class Sync:
                 if self._fatal is not None:
                     self._set(state="stopped", last_error=self._fatal)
                     return
+                if not self._wanted:
+                    continue
                 # One that ends as soon as it is live would end so again.
                 now = asyncio.get_running_loop().time()
                 if self._live_since is not None and now - self._live_since > wait:
@@ -279,16 +338,43 @@ class Sync:
                     # Another sync of this file took over; taking turns with it would help nobody.
                     wait = max(wait, FENCED_SECONDS)
                 pause = wait * self._spread(0.5, 1.0)
-                self._set(state="offline", retry_in=pause)
-                await asyncio.sleep(pause)
+                at_ms = self._db.clock() + round(pause * 1000)
+                self._set(state="offline", progress=None, retry_in=pause, retry_at_ms=at_ms)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._idle()
+                        # Somebody is there and waits.
+                        wait = BACK_OFF_SECONDS[0] / 2
                 wait = min(wait * 2, wait_max)
         finally:
             self._session = None
             stop_listening()
             stop_telling()
             if self._status.state != "stopped":
-                self._set(state="offline", retry_in=None)
-            self._changed.set()
+                self._set(state="disconnected", progress=None, **_NO_RETRY)
+
+    async def _idle(self) -> None:
+        """Count what is queued until somebody wants another connection, or none."""
+        while not self._hurry.is_set():
+            self._wake.clear()
+            with suppress(sqlite3.Error):
+                queued = await self._db.on_engine(self._db.replica.queued)
+                if queued != self._status.queued:
+                    self._set(queued=queued)
+            if not self._hurry.is_set():
+                await self._wake.wait()
+
+    async def _connect_once(self) -> None:
+        """One connection, unless it is left first."""
+        scope = self._scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                await self._connect()
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        finally:
+            self._scope = None
 
     async def _connect(self) -> None:
         """One connection from beginning to end."""
@@ -346,16 +432,20 @@ class Sync:
                     self._set(working=False)
             for event in events:
                 self._note(event)
+            if events:
+                self._db.progressed()
             if queued != self._status.queued:
                 self._set(queued=queued)
             for frame in outgoing:
                 await socket.send(frame)
-            self._changed.set()
+            self._wakeup.ring()
             ended = next((event for event in events if isinstance(event, Ended)), None)
             if ended is not None:
                 if ended.fatal:
                     self._fatal = ended.error
                 raise ended.error
+            if not self._wanted:
+                return
             if frames.empty():
                 if reader.done():
                     return
@@ -392,8 +482,15 @@ class Sync:
             self._on_event(event)
 
     def _set(self, **changes: object) -> None:
-        self._status = replace(self._status, **changes)  # type: ignore[arg-type]
-        self._changed.set()
+        before = self._status
+        self._status = replace(before, **changes)  # type: ignore[arg-type]
+        if self._status != before:
+            self._status_wakeup.ring()
+        self._wakeup.ring()
+
+    def _ring(self) -> None:
+        self._status_wakeup.ring()
+        self._wakeup.ring()
 
 
 def _work(
