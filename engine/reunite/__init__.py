@@ -9,6 +9,7 @@ async with Database("app.db") as db:
         await sync.caught_up(timeout=10)
 """
 
+from reunite.blocking import BlockingDatabase
 from reunite.changes import Change, Changes
 from reunite.connection import Result
 from reunite.database import Database
@@ -32,6 +33,7 @@ from reunite.verify import Difference
 
 __all__ = [
     "AdoptionConflict",
+    "BlockingDatabase",
     "CatchUpTimeout",
     "Change",
     "Changes",

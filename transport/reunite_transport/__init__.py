@@ -4,17 +4,19 @@
 # not heeded yet.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from reunite_transport.blocking import BlockingSync
     from reunite_transport.client_session import GaveUp
     from reunite_transport.status import Progress, SyncStatus
     from reunite_transport.sync import Sync
 
-__all__ = ["GaveUp", "Progress", "Sync", "SyncStatus"]
+__all__ = ["BlockingSync", "GaveUp", "Progress", "Sync", "SyncStatus"]
 
 
 def __getattr__(name: str) -> object:
     # Imported when first asked for: most commands of the program need no network client.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from reunite_transport import client_session, sync
+    from reunite_transport import blocking, client_session, sync
 
-    return getattr(client_session if name == "GaveUp" else sync, name)
+    owners = {"BlockingSync": blocking, "GaveUp": client_session}
+    return getattr(owners.get(name, sync), name)
