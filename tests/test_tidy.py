@@ -45,7 +45,16 @@ EDGES = {
         "transport/reunite_transport/relay/trial_process.py",
     ],
     "rich": [SIMULATE, *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "demo", "watch"))],
-    "sqlalchemy": ["engine/reunite/sqlalchemy_types.py", f"{RELAY}/postgres_schema.py"],
+    "sqlalchemy": [
+        # For types alone, which are not imported when it runs.
+        "engine/reunite/database.py",
+        "engine/reunite/models.py",
+        "engine/reunite/orm.py",
+        "engine/reunite/sessions.py",
+        "engine/reunite/sqlalchemy_dialect.py",
+        "engine/reunite/sqlalchemy_types.py",
+        f"{RELAY}/postgres_schema.py",
+    ],
     "typer": [
         SIMULATE,
         *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "relay_commands", "watch")),

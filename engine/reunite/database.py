@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 import aiosqlite
 
@@ -41,6 +41,10 @@ from reunite.transaction import Transaction
 from reunite.verify import Difference, verify
 from reunite.wakeup import Wakeup
 from reunite.watching import Watchable
+
+if TYPE_CHECKING:
+    from sqlalchemy import MetaData, Table
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 T = TypeVar("T")
 # Asks a relay for a row's losses, by its table's id there and its packed key. Raises SyncError.
@@ -96,6 +100,8 @@ class Database(Watchable):
             raise UsageError("this database is open already")
         if str(self.path) in ("", ":memory:"):
             raise FileError("sync needs a database file; a database in memory has nothing to keep")
+        # A session that the database was closed under may never have given up its turn.
+        self._lock, self._holder = asyncio.Lock(), None
         await self._engine.open()
         try:
             self._replica = await self._engine.run(self._prepare)
@@ -238,6 +244,26 @@ class Database(Watchable):
             finally:
                 tx.end(changeset)
         await self._committed()
+
+    def session(self, **options: Any) -> "AsyncSession":
+        """An AsyncSession of SQLAlchemy on this file; a transaction of it that writes is one
+        changeset. `options` are AsyncSession's; objects do not expire on commit by default."""
+        from reunite import sessions
+
+        return sessions.session(self, options)
+
+    async def create_all(
+        self, metadata: "MetaData", *, tables: "Sequence[Table] | None" = None
+    ) -> list[str]:
+        """Make the tables of SQLAlchemy models that are missing, and track all of them but those
+        with `info={"local_only": True}`. Returns those that were not tracked before. Raises
+        TableError, and makes and tracks none, when one cannot be."""
+        from reunite import models
+
+        tracked, _ = await self._write(
+            lambda conn: models.create(conn, self._state, metadata, tables)
+        )
+        return tracked
 
     @asynccontextmanager
     async def text(
@@ -413,7 +439,8 @@ class Database(Watchable):
     def _refuse_inside(self) -> None:
         if self._holder is not None and self._holder is asyncio.current_task():
             raise UsageError(
-                "inside `async with db.transaction() as tx` use tx.execute and tx.fetch_all"
+                "this task is inside a transaction: in `async with db.transaction() as tx` use"
+                " tx.execute and tx.fetch_all, and in a session that has written the session"
             )
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> tuple[T, int | None]:

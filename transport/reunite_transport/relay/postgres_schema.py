@@ -49,13 +49,7 @@ from sqlalchemy.types import TypeEngine
 
 from reunite.cells.register import Value
 from reunite.schema import NAME_BYTES_MAX, Column, ForeignKey, Table, ascii_lower, default_value
-from reunite.sqlalchemy_types import (
-    COUNTER,
-    CRDT_JSON_TEXT,
-    CRDT_LIST_TEXT,
-    CRDT_SET_TEXT,
-    CRDT_TEXT,
-)
+from reunite.sqlalchemy_types import Counter, CrdtJSON, CrdtList, CrdtSet, CrdtText
 from reunite.types import MERGING_TAKES, fitting_type, plain_type
 
 # SQLAlchemy's types are generic in the Python class that they convert to: of no matter here.
@@ -77,11 +71,11 @@ _TYPES: Final[Mapping[str, _Type]] = {
     "json": postgresql.JSONB(),
 }
 _DOMAINS: Final[Mapping[str, _Type]] = {
-    "counter": COUNTER(),
-    "crdt_text": CRDT_TEXT(),
-    "crdt_set": CRDT_SET_TEXT(),
-    "crdt_list": CRDT_LIST_TEXT(),
-    "crdt_json": CRDT_JSON_TEXT(),
+    "counter": Counter(),
+    "crdt_text": CrdtText(),
+    "crdt_set": CrdtSet(),
+    "crdt_list": CrdtList(),
+    "crdt_json": CrdtJSON(),
 }
 
 # What SQLite writes for its three moving defaults, by the type of the column.
