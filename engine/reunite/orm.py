@@ -98,19 +98,18 @@ def compiled(statement: Executable) -> Query:
     """What a statement asks: its SQL, with literal values as parameters in the form that the file
     holds. Raises SQLAlchemy's CompileError and StatementError."""
     assert isinstance(statement, ClauseElement)
-    made = statement.compile(dialect=_engine().dialect, compile_kwargs={"render_postcompile": True})
+    made = statement.compile(dialect=_engine().dialect)
     assert isinstance(made, SQLCompiler)
-    values = made.construct_params()
-    kinds = made._bind_processors
-    names = made.positiontup or ()
+    expanded = made.construct_expanded_state()
+    processors: dict[str, Any] = {**made._bind_processors, **expanded.processors}
     parameters = tuple(
-        kinds[name](values[name])  # type: ignore[operator]
-        if name in kinds
-        else values[name]
-        for name in names
+        processors[name](expanded.parameters[name])
+        if name in processors
+        else expanded.parameters[name]
+        for name in expanded.positiontup or ()
     )
     key = statement._generate_cache_key()
-    return Query(made.string, parameters, statement if key is None else key.key)
+    return Query(expanded.statement, parameters, statement if key is None else key.key)
 
 
 def run_select(

@@ -265,7 +265,7 @@ _THERE: Final = text(
     "SELECT t.typname FROM pg_catalog.pg_type AS t JOIN pg_catalog.pg_namespace AS n"
     " ON n.oid = t.typnamespace WHERE n.nspname = :schema AND t.typname = ANY(:names)"
 ).bindparams(bindparam("names", type_=ARRAY(String())))
-_SCHEMA: Final = text("SELECT FROM pg_catalog.pg_namespace WHERE nspname = :schema")
+_SCHEMA: Final = text("SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = :schema")
 
 
 @event.listens_for(Table, "before_create")

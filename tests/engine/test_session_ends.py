@@ -180,8 +180,6 @@ def test_a_session_that_was_lost_is_rolled_back(use: Use) -> None:
             session.add(Todo(title="milk"))
             await session.flush()
 
-            gc.collect()
-
         async def lose_and_collect() -> None:
             await asyncio.create_task(lose())
             gc.collect()
