@@ -214,3 +214,44 @@ def test_models_make_the_tables_of_postgres_and_a_relay_takes_them_in(
         await engine.dispose()
 
     asyncio.run(scenario())
+
+
+class Later(DeclarativeBase):
+    pass
+
+
+class Paint(Later):
+    """Types that a file cannot make in Postgres, and Postgres can make for a file."""
+
+    __tablename__ = "paint"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    color: Mapped[Color]
+    names: Mapped[list[str]] = mapped_column(sa.ARRAY(sa.String).with_variant(sa.JSON(), "sqlite"))
+
+
+def test_enums_and_arrays_of_postgres_are_those_of_files(tmp_path: Path, postgres_url: str) -> None:
+    async def scenario() -> None:
+        engine = create_async_engine(postgres_url.replace("postgresql:", "postgresql+asyncpg:"))
+        async with engine.begin() as connection:
+            await connection.run_sync(Later.metadata.create_all)
+        wanted = sa.select(Paint.color, Paint.names).order_by(Paint.names)
+        async with (
+            relay_on(postgres_url, track_all=True) as relay,
+            Database(tmp_path / "one.db") as db,
+        ):
+            await db.create_all(Later.metadata)
+            async with db.session() as session, session.begin():
+                session.add(Paint(color=Color.RED, names=["a"]))
+            await sync_once(db, relay.url)
+            async with AsyncSession(engine) as session, session.begin():
+                session.add(Paint(color=Color.BLUE, names=["é", "b"]))
+                assert len((await session.execute(wanted)).all()) == 2
+            await sync_once(db, relay.url)
+            async with db.session() as session:
+                found = await session.execute(wanted)
+                assert found.all() == [(Color.RED, ["a"]), (Color.BLUE, ["é", "b"])]
+        await engine.dispose()
+        await assert_quiet(postgres_url, tmp_path / "one.db")
+
+    asyncio.run(scenario())

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from alembic import autogenerate, command
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from reunite import Database
@@ -168,7 +170,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Database(tmp_path / "app.db") as db:
             await make(db)
-            with pytest.raises(sa.exc.OperationalError, match="nowhere"):
+            with pytest.raises(OperationalError, match="nowhere"):
                 await asyncio.to_thread(command.upgrade, config, "head")
             columns = await db.fetch_all("SELECT name FROM pragma_table_info('todo')")
             assert [row[0] for row in columns] == ["id", "title", "body", "likes"]
@@ -194,11 +196,11 @@ def test_a_table_that_is_being_rebuilt_is_at_no_moment_let_go(
             def look(*_: object) -> None:
                 asyncio.run_coroutine_threadsafe(db.on_engine(db.replica.poll), loop).result()
 
-            sa.event.listen(sa.Engine, "after_cursor_execute", look)
+            event.listen(sa.Engine, "after_cursor_execute", look)
             try:
                 await asyncio.to_thread(command.upgrade, config, "head")
             finally:
-                sa.event.remove(sa.Engine, "after_cursor_execute", look)
+                event.remove(sa.Engine, "after_cursor_execute", look)
             assert await db.on_engine(db.replica.untracked) == ["alembic_version"]
             await db.execute("UPDATE todo SET stars = 5")
             assert await db.verify() == []

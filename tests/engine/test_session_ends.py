@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, SAWarning
+from sqlalchemy.exc import IntegrityError, OperationalError, SAWarning
 
-from reunite import Database, UsageError, replica
+from reunite import Database, UsageError, database, replica
 from tests.engine.todo_models import SECONDS_MAX, Base, List, Todo, Use, queued, run, titles
 
 
@@ -221,3 +221,25 @@ def test_a_database_that_is_closed_under_a_session_takes_its_writes_back(tmp_pat
                 db.session()
 
     asyncio.run(scenario())
+
+
+def test_a_session_whose_turn_finds_the_file_taken_gives_it_up(
+    use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 20)
+
+    async def work(db: Database) -> None:
+        other = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        async with db.session() as session:
+            write = sa.insert(Todo).values(title="milk")
+            with pytest.raises(OperationalError, match="locked"):
+                await session.execute(write)
+            assert not db._lock.locked()
+            other.execute("ROLLBACK")
+            other.close()
+            await session.execute(write)
+            await session.commit()
+        assert (await titles(db), await queued(db)) == (["milk"], 1)
+
+    use(work)
