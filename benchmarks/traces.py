@@ -28,9 +28,10 @@ from pycrdt import Doc, Text, TransactionEvent
 from reunite.bookkeeping import load_rows
 from reunite.cells.register import Value
 from reunite.cells.yjs import TEXT_KIND
+from reunite.changeset import fold_own, fold_strangers
 from reunite.document import cell_key, decode
 from reunite.payload import StatedRows, Statement
-from reunite.replica import Replica, fold_own, fold_strangers
+from reunite.replica import Replica
 from reunite.state import Chance
 from reunite_transport.messages import Entries
 from reunite_transport.relay.admission import Changeset

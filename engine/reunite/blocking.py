@@ -212,10 +212,10 @@ class BlockingDatabase:
     def __del__(self) -> None:
         thread: LoopThread | None = getattr(self, "_thread", None)
         if thread is not None and not thread.stopped and thread.is_ours:
+            # Whichever thread lets it go must not wait. First, as a warning can be an error.
+            thread.stop(wait=False)
             said = f"unclosed database {self._db.path}"
             warnings.warn(said, ResourceWarning, stacklevel=2, source=self)
-            # Whichever thread lets it go must not wait.
-            thread.stop(wait=False)
 
     def close(self) -> None:
         """Close the file. Calls of other threads end with UsageError, iterators end, and a sync
@@ -290,6 +290,14 @@ class BlockingDatabase:
     def track_all(self) -> list[str]:
         """See `Database.track_all`."""
         return self._outside().call(self._db.track_all())
+
+    def keep_local(self, *tables: str) -> None:
+        """See `Database.keep_local`."""
+        self._outside().call(self._db.keep_local(*tables))
+
+    def reload(self) -> None:
+        """See `Database.reload`."""
+        self._outside().call(self._db.reload())
 
     def verify(self) -> list[Difference]:
         """See `Database.verify`."""

@@ -123,6 +123,12 @@ class Meta:
     turn: int = 0
     # Names the log of changes that the app follows; 0 while it follows none. See `changes`.
     feed: int = 0
+    # How often everything was to be loaded again, so that sessions which began before are known;
+    # and 1 until it is.
+    reloads: int = 0
+    reloading: int = 0
+    # The tables that stay in this file: a JSON array of names.
+    local_only: str = "[]"
     # SQLite's own schema counter when the tables were last looked at.
     schema_version: int = -1
     last_sync_ms: int | None = None

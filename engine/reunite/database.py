@@ -20,6 +20,7 @@ import aiosqlite
 from reunite import board, changes, history, resolved, text
 from reunite.cells.register import Value
 from reunite.changes import Changes
+from reunite.changeset import fold_own, fold_strangers
 from reunite.connection import (
     Parameters,
     Result,
@@ -35,7 +36,7 @@ from reunite.driver import ThreadDriver, real_chance, real_clock
 from reunite.errors import CatchUpTimeout, FileError, SyncError, UsageError
 from reunite.live import LiveQueries
 from reunite.overwritten import Loss, Overwritten
-from reunite.replica import Replica, fold_own, fold_strangers
+from reunite.replica import Replica
 from reunite.row import Row
 from reunite.transaction import Transaction
 from reunite.verify import Difference, verify
@@ -332,8 +333,26 @@ class Database(Watchable):
         return tracked
 
     async def track_all(self) -> list[str]:
-        """Take all tables of the file into sync."""
+        """Take all tables of the file into sync, but for those that `keep_local` named."""
         return await self.track(*await self.on_engine(self.replica.untracked))
+
+    async def keep_local(self, *tables: str) -> None:
+        """Let tables stay in this file: `track_all` leaves them out, now and later. `track`, by
+        name, takes one in all the same. Raises TableError for one that is not there, or tracked."""
+        async with self._writing():
+            await self.on_engine(self.replica.keep_local, tables)
+
+    async def reload(self) -> None:
+        """Have the next session of a sync, or that of the one that runs, load everything once more.
+
+        The tables show what they have until all has arrived. Then rows that the relay no longer has
+        are gone, and what was not sent is joined with the rest and goes, once. What was written
+        past the triggers counts as an edit made now. `reunite_rejected`, tables that are not
+        tracked, and the app's triggers stay as they are.
+        """
+        async with self._writing():
+            await self.on_engine(self.replica.reload)
+        self._notify()
 
     async def verify(self) -> list[Difference]:
         """Compare every tracked row with its document; no difference is an empty list."""

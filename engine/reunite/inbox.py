@@ -13,7 +13,7 @@ the client was away is dropped, joining nothing, when the cursor reaches its com
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from reunite import history, outbox
+from reunite import history, outbox, reload
 from reunite.apply import PendingCollision, apply_rows
 from reunite.bookkeeping import Row, lines_of, save_rows
 from reunite.clock import time_of
@@ -147,6 +147,7 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
     by_registry = state.by_registry()
     seq = 0
     seen: dict[RowRef, int] = {}
+    reloading, told = bool(state.meta.reloading), set[RowRef]()
     for statement in statements:
         stated: dict[RowRef, bytes] = {}
         for section in statement.rows:
@@ -168,13 +169,24 @@ def integrate(state: State, statements: Iterable[Statement]) -> None:
         for ref, document in stated.items():
             row = lines[ref]
             if row.base is not None and row.base != document:
-                lines.overwrite(ref, decode(row.base), decode(document))
+                before, after = decode(row.base), decode(document)
+                # A file that has it wrong would tell of what nobody overwrote.
+                if not reloading or merge(before, after) == after:
+                    lines.overwrite(ref, before, after)
             visible = None
             if row.changeset is not None and row.visible is not None and ref not in shared.rows:
                 visible = encode(_joined(decode(document), decode(row.visible)))
             lines[ref] = row._replace(base=document, visible=visible)
         if statement.complete:
             seq = statement.seq
+        if reloading:
+            told.update(stated)
+        if reloading and statement.complete:
+            # What follows are commits, which state only what they changed.
+            reloading = False
+            gone = reload.unstated(state, told)
+            lines.load(gone)
+            lines.update(made_visible(state, gone))
     if seq:
         _drop_reached(state, lines, seq, seen, shared.rows)
     _settle_shared(state, lines, shared)
@@ -412,6 +424,7 @@ def _move_cursor(state: State, statement: Statement, within: bytes) -> None:
         meta.seq, meta.token, meta.loaded = statement.seq, statement.token, 1
         meta.load_seq = meta.load_within = meta.load_token = None
         meta.last_sync_ms = state.now_ms
+        meta.reloading = 0
     else:
         meta.load_seq, meta.load_within = statement.seq, within
         meta.load_token = statement.token

@@ -1,24 +1,19 @@
 """An event loop in a thread of its own, for programs without one. Owns how others wait for it.
 
-A call is a coroutine that runs there while its caller waits. Ctrl-C in the caller cancels it. At
-the end of the program what is still open is closed, or the threads below it would be waited for.
+A call is a coroutine that runs there while its caller waits. Ctrl-C in the caller cancels it.
 """
 
 import asyncio
 import concurrent.futures
 import os
 import threading
-import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from reunite.errors import UsageError
 
 T = TypeVar("T")
-
-# How long the end of a program waits for what it left open.
-EXIT_SECONDS: Final = 5.0
 
 
 class LoopThread:
@@ -31,10 +26,9 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
         self._stopped = False
-        # A daemon, so that an exit of the program gets as far as closing it.
+        # A daemon, as are the threads that it starts: the end of a program waits for none of them.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
-        _close_at_exit(self)
 
     @property
     def is_ours(self) -> bool:
@@ -93,12 +87,6 @@ class LoopThread:
         if wait:
             self._thread.join()
 
-    def stop_at_exit(self) -> None:
-        """As `stop`, in the little time that the end of a program has."""
-        with suppress(UsageError, RuntimeError):
-            self.stop(wait=False)
-            self._thread.join(EXIT_SECONDS)
-
     def _check(self) -> None:
         if not self.is_ours:
             raise UsageError(
@@ -122,9 +110,7 @@ class LoopThread:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            with suppress(RuntimeError):
-                # At the end of a program the engine's threads may have ended before.
-                self._loop.run_until_complete(_awaited(self._last))
+            self._loop.run_until_complete(_awaited(self._last))
         finally:
             asyncio.set_event_loop(None)
             self._loop.close()
@@ -141,22 +127,3 @@ def _settle(task: "asyncio.Task[T]", ended: "concurrent.futures.Future[T]") -> N
         ended.set_exception(error)
     else:
         ended.set_result(task.result())
-
-
-_running: "weakref.WeakSet[LoopThread]" = weakref.WeakSet()
-_exit: list[threading.Thread] = []
-
-
-def _close_at_exit(thread: LoopThread) -> None:
-    """Have one thread wait for the end of the program. `atexit` would come after Python has waited
-    for SQLite's reading thread, which ends only when its connection is closed."""
-
-    def wait() -> None:
-        threading.main_thread().join()
-        for each in list(_running):
-            each.stop_at_exit()
-
-    _running.add(thread)
-    if not _exit or not _exit[0].is_alive():
-        _exit[:] = [threading.Thread(target=wait, name="reunite-exit", daemon=False)]
-        _exit[0].start()

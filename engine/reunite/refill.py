@@ -33,6 +33,8 @@ def refill(state: State, tables: Sequence[Table]) -> int:
     meta = state.meta
     meta.seq, meta.token, meta.loaded = 0, b"", 0
     meta.load_seq = meta.load_within = meta.load_token = None
+    # All is loaded anyway, and what the relay does not have is offered.
+    meta.reloading = 0
     state.save()
     rejoin(state, ())
     return count

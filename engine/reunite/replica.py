@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from reunite import adopt, changes, inbox, outbox, refill, registry, verdicts
-from reunite.apply import tidy
+from reunite import adopt, changes, inbox, local_only, outbox, refill, registry, reload, verdicts
 from reunite.bookkeeping import Meta, Tracked, complete, is_prepared, prepare, save_turn
 from reunite.capture import last_captured
+from reunite.changeset import fold_strangers
 from reunite.clock import OFFSET_MS_MIN
-from reunite.errors import FormatError, RealmMismatch, SyncError, UsageError
-from reunite.fold import Edits, fold
+from reunite.errors import FormatError, RealmMismatch, SyncError
 from reunite.keys import key_values, pack_key, stored_key, unpack_key
-from reunite.payload import Entry, RowRef, Statement
+from reunite.payload import RowRef, Statement
 from reunite.rebase import merging_rows
 from reunite.rescan import notice_schema_changes
 from reunite.schema import Table, ascii_lower, table_names
@@ -30,11 +29,6 @@ from reunite.verdicts import Rejection
 NONCES_LISTED_MAX = 65_536
 
 
-# A changeset is merged in memory and committed in one transaction of the relay.
-CHANGESET_ROWS_MAX = 200_000
-CHANGESET_BYTES_MAX = 32 << 20
-
-
 class Greeting(NamedTuple):
     """What this replica says of itself when it meets a relay; see the protocol's Hello."""
 
@@ -44,6 +38,9 @@ class Greeting(NamedTuple):
     nonces: tuple[bytes, ...]
     seq: int
     token: bytes
+    # How often the file was to be loaded again, and how many rows it has while it is.
+    reloads: int = 0
+    reloading_rows: int = 0
 
 
 class OutgoingRows(NamedTuple):
@@ -85,6 +82,7 @@ class Standing(NamedTuple):
     last_sync_ms: int | None
     loaded: bool
     left_alone: tuple[str, ...]
+    local_only: tuple[str, ...]
 
 
 class Replica:
@@ -172,15 +170,38 @@ class Replica:
         with self.transaction() as state:
             fold_strangers(state)
             tracked = adopt.track(state, names)
+            local_only.let_go(state, tracked)
         # SQLite's counter shows the writes of other connections only, and this was our own.
         self._data_version = -1
         return tracked
 
+    def keep_local(self, names: Sequence[str]) -> None:
+        """Note that tables are to stay in this file. Raises TableError for one that is not there,
+        or that is tracked."""
+        with self.transaction() as state:
+            local_only.keep(state, names)
+
     def untracked(self) -> list[str]:
-        """The user's tables that are not tracked, in order of creation."""
+        """The user's tables that are neither tracked nor to stay here, in order of creation."""
         with self.reading() as state:
-            tracked = {t.table.name for t in state.tables.values() if t.tracked}
-            return [name for name in table_names(state.conn) if name not in tracked]
+            known = {ascii_lower(t.table.name) for t in state.tables.values() if t.tracked}
+            known |= {ascii_lower(name) for name in local_only.names(state.meta)}
+            return [name for name in table_names(state.conn) if ascii_lower(name) not in known]
+
+    def reload(self) -> None:
+        """Have the next session load all that the relay has once more; see `reunite.reload`."""
+        with self.transaction() as state:
+            fold_strangers(state)
+            inbox.forget_waiting(state)
+            reload.begin(state)
+            fold_strangers(state)
+        # SQLite's counter shows the writes of other connections only, and this was our own.
+        self._data_version = -1
+
+    def reloads(self) -> int:
+        """How often the file was to be loaded again."""
+        with self.reading() as state:
+            return state.meta.reloads
 
     def tables(self) -> list[Tracked]:
         """The realm's tables in this file."""
@@ -248,6 +269,7 @@ class Replica:
                 meta.last_sync_ms,
                 bool(meta.loaded),
                 tuple(registry.left_alone(state)),
+                tuple(local_only.names(meta)),
             )
 
     def acknowledged(self) -> int:
@@ -278,7 +300,7 @@ class Replica:
             left = state.conn.execute(
                 "SELECT 1 FROM _reunite_changesets WHERE id <= ? OR attempts <> 0 LIMIT 1", (mark,)
             ).fetchone()
-            return state.meta.seq >= seq and left is None
+            return state.meta.seq >= seq and left is None and not state.meta.reloading
 
     # The relay's side.
 
@@ -294,6 +316,8 @@ class Replica:
                 meta.acknowledged,
                 tuple(outbox.nonces(state.conn, NONCES_LISTED_MAX)),
                 *_furthest(meta),
+                meta.reloads,
+                _count_bases(state.conn) if meta.reloading else 0,
             )
 
     def welcome(
@@ -354,13 +378,24 @@ class Replica:
             meta = state.meta
             if meta.load_seq is not None:
                 return Position(meta.load_seq, meta.load_within or b"")
-            return Position(meta.seq if meta.loaded else 0, b"")
+            return Position(meta.seq if meta.loaded and not meta.reloading else 0, b"")
 
     def receive(
-        self, statement: Statement, *, within: bytes = b"", choice: adopt.Choice | None = None
+        self,
+        statement: Statement,
+        *,
+        within: bytes = b"",
+        choice: adopt.Choice | None = None,
+        reloads: int | None = None,
     ) -> bool:
-        """Take in a page or a live commit; True when it is in the tables now. See `inbox`."""
+        """Take in a page or a live commit; True when it is in the tables now. See `inbox`.
+
+        `reloads` is what the session's greeting said. Raises SyncError `reload` when the file is to
+        be loaded again since then.
+        """
         with self.transaction() as state:
+            if reloads is not None:
+                reload.check(state, reloads)
             fold_strangers(state)
             done = inbox.receive(state, statement, within=within)
             if done and statement.complete and inbox.outbox_adopts(state):
@@ -446,6 +481,13 @@ def _ref(state: State, table: int, key: bytes) -> RowRef:
     return RowRef(tracked.id, stored_key(unpack_key(key)))
 
 
+def _count_bases(conn: sqlite3.Connection) -> int:
+    found: int = conn.execute(
+        "SELECT count(*) FROM _reunite_rows WHERE base IS NOT NULL"
+    ).fetchone()[0]
+    return found
+
+
 def _furthest(meta: Meta) -> tuple[int, bytes]:
     """The last commit of the relay's that the file knows, so that the relay can tell whether it
     still has it: where a load goes on, or the cursor."""
@@ -460,62 +502,6 @@ def _check_realm(meta: Meta, realm: bytes) -> None:
             f"this file belongs to realm {meta.realm.hex()} and the relay serves"
             f" {realm.hex()}; sync with the relay it was synced with, or use a new file",
             "realm",
-        )
-
-
-def fold_strangers(state: State) -> bool:
-    """Fold what other programs wrote into a loose changeset; True when there was any edit."""
-    return _fold(state, recorded_ms=None) is not None
-
-
-def fold_own(state: State, known: Sequence[Entry] = ()) -> int | None:
-    """Fold this transaction's own writes into one changeset that carries one time, and return its
-    id; None when nothing was edited. `known` are entries of it whose rows are folded already."""
-    return _fold(state, recorded_ms=state.now_ms, known=known)
-
-
-def _fold(state: State, recorded_ms: int | None, known: Sequence[Entry] = ()) -> int | None:
-    notice_schema_changes(state)
-    if not (known or last_captured(state.conn)):
-        return None
-    changeset = outbox.next_id(state.conn)
-
-    # Who follows the changes is told which rows are new.
-    living = changes.living(state) if state.meta.feed else set()
-
-    def found() -> Edits:
-        return fold(
-            state.conn,
-            state.shapes,
-            state.meta,
-            changeset,
-            session=state.session,
-            now_ms=state.now_ms,
-            recorded_ms=recorded_ms,
-        )
-
-    edits, untidy, tables = found()
-    state.written |= tables
-    entries = [*known, *edits]
-    if untidy:
-        tidy(state, untidy)
-        # No edit, but the rows are as their documents say now.
-        entries += found().entries
-    if recorded_ms is not None:
-        _refuse_too_large(entries)
-    if state.meta.feed:
-        changes.note_entries(state, entries, living)
-    outbox.add(state, changeset, entries, loose=recorded_ms is None)
-    return changeset if entries else None
-
-
-def _refuse_too_large(entries: Sequence[Entry]) -> None:
-    size = sum(len(entry.document) for entry in entries)
-    if len(entries) > CHANGESET_ROWS_MAX or size > CHANGESET_BYTES_MAX:
-        raise UsageError(
-            f"this transaction changes {len(entries)} rows ({size} bytes); one changeset ends at"
-            f" {CHANGESET_ROWS_MAX} rows and {CHANGESET_BYTES_MAX} bytes; it was rolled back. Write"
-            " in smaller transactions"
         )
 
 

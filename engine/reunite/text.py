@@ -13,6 +13,7 @@ from reunite.bookkeeping import NO_ROW, lines_of, save_rows
 from reunite.cells.register import Value
 from reunite.cells.text_edit import Replacement
 from reunite.cells.yjs import EMPTY, TEXT, TEXT_KIND, LiveText
+from reunite.changeset import fold_own
 from reunite.columns import CellEdit, shows
 from reunite.document import cell_key, decode
 from reunite.errors import UsageError
@@ -20,7 +21,6 @@ from reunite.fold import fold_cell
 from reunite.keys import key_values, stored_key
 from reunite.outbox import next_id
 from reunite.payload import RowRef
-from reunite.replica import fold_own
 from reunite.schema import quoted
 from reunite.state import State
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from reunite.changeset import fold_own, fold_strangers
 from reunite.database import HistorySource
 from reunite.errors import ReuniteError, SyncError
-from reunite.replica import Replica, fold_own, fold_strangers
+from reunite.replica import Replica
 from reunite.state import Chance
 from reunite_simulations import observe
 from reunite_simulations.network import Socket

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from reunite.bookkeeping import Row, load_rows
 from reunite.cells.register import Value
+from reunite.changeset import fold_own, fold_strangers
 from reunite.document import EMPTY, Document, cell_key, decode
 from reunite.keys import stored_key
 from reunite.outbox import pending
 from reunite.payload import Entry
-from reunite.replica import Replica, fold_own, fold_strangers
+from reunite.replica import Replica
 from reunite.state import Chance
 from reunite.verify import Difference, verify
 

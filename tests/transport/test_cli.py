@@ -224,6 +224,7 @@ def test_status_counts_what_waits_to_be_sent(reunite: Command, music: Path) -> N
         "rejected": 0,
         "blocked": 0,
         "left_alone": [],
+        "local_only": [],
         "untracked": [ODD],
         "tables": [{"name": "artist", "rows": 2}],
     }

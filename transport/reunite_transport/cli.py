@@ -1,4 +1,4 @@
-"""The command line: `reunite relay | track | sync | status | verify | demo | untrack`.
+"""The command line: `reunite relay | track | sync | status | verify | reload | demo | untrack`.
 
 Owns arguments, output and exit codes: 0 it is so, 1 it is not or it failed, 2 a wrong call. What a
 program may read goes to stdout, with --json as one object; everything else, one line each, to
@@ -26,10 +26,11 @@ import typer
 
 from reunite import Database, FileError, ReuniteError, UsageError
 from reunite.adopt import Choice
-from reunite.bookkeeping import FILE_FORMAT, is_prepared
+from reunite.bookkeeping import FILE_FORMAT, is_prepared, load_meta
 from reunite.driver import real_chance, real_clock
+from reunite.local_only import names as local_names
 from reunite.replica import Replica
-from reunite.schema import quoted, read_table, table_names
+from reunite.schema import ascii_lower, quoted, read_table, table_names
 from reunite.verify import verify as differences_of
 from reunite_transport.console import (
     Json,
@@ -52,12 +53,14 @@ STATUS_NOTES: Final = {
     "rejected": " (rows in the table reunite_rejected)",
     "blocked": " (rows that the tables did not take; tried again at each sync)",
     "left_alone": " (tables that the relay has too: `reunite track` takes them in)",
+    "local_only": " (tables that are kept in this file)",
     "untracked": " (tables that stay in this file)",
 }
 # What the command line itself raises for arguments that it cannot take.
 WRONG_CALL: Final = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 TABLES_HELP: Final = "The tables to take in."
+EXCEPT_HELP: Final = "With --all: a table that stays in this file, also later. May be repeated."
 URL_HELP: Final = "The relay's address, such as ws://127.0.0.1:8800."
 ONCE_HELP: Final = "Stop when all is sent and received."
 ADOPT_HELP: Final = (
@@ -167,6 +170,9 @@ def track(
         list[str] | None, typer.Argument(metavar="TABLE", help=TABLES_HELP, show_default=False)
     ] = None,
     all_tables: Annotated[bool, typer.Option("--all", help="All tables of the file.")] = False,
+    except_: Annotated[
+        list[str] | None, typer.Option("--except", metavar="TABLE", help=EXCEPT_HELP)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Take tables of an SQLite file into sync, with the rows they have.
@@ -179,19 +185,26 @@ def track(
     Examples:
       reunite track music.db Artist Album
       reunite track music.db --all
+      reunite track music.db --all --except draft
     """
+    if except_ and not all_tables:
+        raise UsageError("--except goes with --all")
     if bool(tables) == all_tables:
         raise UsageError("name the tables to track, or pass --all, and not both")
     with _reading(file) as conn:
         switched = conn.execute("PRAGMA journal_mode").fetchone()[0] != "wal"
         # All are looked at first: a file with a table that is refused is not changed at all.
-        found = [read_table(conn, name).name for name in (tables or table_names(conn))]
+        stay = [read_table(conn, name).name for name in except_ or ()]
+        left_out = {ascii_lower(name) for name in (*stay, *_local_only(conn))}
+        wanted = tables or [n for n in table_names(conn) if ascii_lower(n) not in left_out]
+        found = [read_table(conn, name).name for name in wanted]
         count_by_name = {name: _count(conn, name) for name in found}
     if not found:
         raise FileError(f"{file} has no tables to track; create one first")
 
     async def run() -> list[str]:
         async with Database(file) as db:
+            await db.keep_local(*stay)
             return await db.track(*count_by_name)
 
     with _naming(file):
@@ -335,7 +348,10 @@ def status(file: File, as_json: Json = False) -> None:
         "rejected": standing.rejected,
         "blocked": standing.blocked,
         "left_alone": left_alone,
-        "untracked": [name for name in here if name not in {*tracked, *left_alone}],
+        "local_only": list(standing.local_only),
+        "untracked": [
+            name for name in here if name not in {*tracked, *left_alone, *standing.local_only}
+        ],
     }
     if as_json:
         rows = [{"name": name, "rows": count_by_name.get(name)} for name in tracked]
@@ -389,6 +405,34 @@ def verify(file: File, as_json: Json = False) -> None:
         typer.echo(f"{counted(rows, 'row')} in {counted(len(tracked), 'table')}: {outcome}")
     if found:
         raise typer.Exit(1)
+
+
+@app.command()
+def reload(file: File, as_json: Json = False) -> None:
+    """Have the next sync load everything from the relay once more.
+
+    What was not sent is kept, and sent. Until all has arrived the tables stay as they are; then
+    rows that the relay no longer has are gone. A sync that runs begins at once.
+
+    \b
+    Example:
+      reunite reload phone.db
+    """
+    with _tracked(file):
+        pass
+
+    async def run() -> int:
+        async with Database(file) as db:
+            await db.reload()
+            return await db.on_engine(db.replica.queued)
+
+    with _naming(file):
+        pending = asyncio.run(run())
+    if as_json:
+        print_json({"file": str(file), "pending": pending})
+        return
+    kept = f"{counted(pending, 'changeset')} pending"
+    typer.echo(f"{plain(file)}: the next sync loads everything again; {kept}, which will be sent")
 
 
 # The demo.
@@ -463,6 +507,10 @@ def _tracked(file: Path) -> Iterator[Replica]:
         if found != (FILE_FORMAT,):
             raise FileError(f"{file} was written by a newer reunite; upgrade this one")
         yield Replica(conn, chance=real_chance(), clock=real_clock)
+
+
+def _local_only(conn: sqlite3.Connection) -> list[str]:
+    return local_names(load_meta(conn)) if is_prepared(conn) else []
 
 
 def _count(conn: sqlite3.Connection, table: str) -> int:

@@ -17,6 +17,7 @@ from reunite.document import decode as decode_document
 from reunite.errors import FormatError, ProtocolError, SyncError, TableError
 from reunite.overwritten import Loss
 from reunite.payload import StatedRows, Statement
+from reunite.reload import RELOAD
 from reunite.replica import Outgoing, OutgoingRows, Replica
 from reunite.schema import Table
 from reunite_transport import codec
@@ -206,6 +207,8 @@ class ClientSession:
             if not self._welcomed and abs(now_ms - self._began_ms) > WELCOME_MS_MAX:
                 raise SyncError("the relay did not answer our Hello", "offline")
             news = self._replica.poll()
+            if news and self._replica.reloads() != self._reloads:
+                raise SyncError("the file is to be loaded again", RELOAD)
             # Asked besides, as another session of this file may have been the one to notice.
             if self._live and (news or self._replica.unsent()):
                 self._describe_or_push()
@@ -290,6 +293,7 @@ class ClientSession:
     def _greet(self) -> None:
         mine = self._replica.greeting()
         self._sent = mine.acknowledged
+        self._reloads, self._reloading_rows = mine.reloads, mine.reloading_rows
         self._in_flight.clear()
         # Of its own, so that a Welcome names the Hello that it answers.
         self._greeted_ms = max(self._now_ms, self._greeted_ms + 1)
@@ -330,7 +334,8 @@ class ClientSession:
         self._sent = self._replica.acknowledged()
         self._welcomed = True
         self._keeps_history = HISTORY in message.capabilities
-        self._events.append(Welcomed(message.rows))
+        # The relay counts from the cursor, which a reload leaves where it is.
+        self._events.append(Welcomed(max(message.rows, self._reloading_rows)))
         self._on_registry(message.tables)
 
     def _on_registry(self, tables: Sequence[Table]) -> None:
@@ -356,7 +361,9 @@ class ClientSession:
         statement = Statement(
             _stated(message.sections), message.seq, message.token, message.complete
         )
-        applied = self._replica.receive(statement, within=message.within, choice=self._choice)
+        applied = self._replica.receive(
+            statement, within=message.within, choice=self._choice, reloads=self._reloads
+        )
         rows = sum(len(section.keys) for section in message.sections)
         self._events.append(Received(rows, applied))
         if message.complete:
@@ -369,7 +376,7 @@ class ClientSession:
         statement = Statement(
             _stated(message.sections), message.seq, message.token, True, message.acknowledged
         )
-        applied = self._replica.receive(statement, choice=self._choice)
+        applied = self._replica.receive(statement, choice=self._choice, reloads=self._reloads)
         for number in message.acknowledged:
             self._in_flight.pop(number, None)
         if message.acknowledged:

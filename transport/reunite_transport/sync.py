@@ -23,6 +23,7 @@ from reunite.adopt import Choice
 from reunite.database import HistorySource
 from reunite.errors import CatchUpTimeout, SyncError, UsageError
 from reunite.overwritten import Loss
+from reunite.reload import RELOAD
 from reunite.replica import Replica
 from reunite.wakeup import Wakeup
 from reunite_transport.client_session import (
@@ -313,6 +314,9 @@ class Sync:
                 try:
                     await self._connect_once()
                 except SyncError as error:
+                    if error.code == RELOAD:
+                        # Wanted by the app, and nothing is wrong.
+                        continue
                     self._set(last_error=error)
                 except (OSError, TimeoutError) as error:
                     why = f"no connection to {self._url}: {str(error) or 'no answer'}"
