@@ -47,7 +47,10 @@ EDGES = {
     "rich": [SIMULATE, *(f"{TRANSPORT}/{n}.py" for n in ("cli", "console", "demo", "watch"))],
     "sqlalchemy": [
         # For types alone, which are not imported when it runs.
+        "engine/reunite/blocking.py",
         "engine/reunite/database.py",
+        "engine/reunite/watching.py",
+        # To use it.
         "engine/reunite/models.py",
         "engine/reunite/orm.py",
         "engine/reunite/sessions.py",

@@ -16,10 +16,11 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from reunite.cells.register import Value
-from reunite.connection import Parameters, Result
+from reunite.changes import Changes
+from reunite.connection import Parameters, Result, made
 from reunite.database import Database
 from reunite.driver import real_clock
 from reunite.errors import UsageError
@@ -29,6 +30,10 @@ from reunite.row import Row
 from reunite.text import Editor, Observer
 from reunite.transaction import Transaction
 from reunite.verify import Difference
+
+if TYPE_CHECKING:
+    from sqlalchemy import Executable, MetaData, Table
+    from sqlalchemy.sql.selectable import TypedReturnsRows
 
 T = TypeVar("T")
 
@@ -111,13 +116,35 @@ class BlockingTransaction:
         # What a program generates may call the database, and so is made in its own thread.
         return self._own().call(self._tx.executemany(sql, list(parameters)))
 
-    def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+    @overload
+    def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]: ...
+    @overload
+    def fetch_all(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> list[T]: ...
+    def fetch_all(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., Any] | None = None
+    ) -> list[Any]:
         """See `Transaction.fetch_all`."""
-        return self._own().call(self._tx.fetch_all(sql, parameters))
+        rows = self._own().call(self._tx.fetch_all(sql, parameters))
+        return rows if into is None else made(rows, into)
 
-    def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None:
+    @overload
+    def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None: ...
+    @overload
+    def fetch_one(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> T | None: ...
+    def fetch_one(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., Any] | None = None
+    ) -> Any:
         """See `Transaction.fetch_one`."""
-        return self._own().call(self._tx.fetch_one(sql, parameters))
+        row = self._own().call(self._tx.fetch_one(sql, parameters))
+        return row if into is None or row is None else made([row], into)[0]
+
+    def changes(self, *tables: str, after: str | None = None) -> Changes:
+        """See `Transaction.changes`."""
+        return self._own().call(self._tx.changes(*tables, after=after))
 
     def _own(self) -> LoopThread:
         if threading.get_ident() != self._owner:
@@ -252,20 +279,38 @@ class BlockingDatabase:
         rows = list(parameters)
         return self._outside().call(self._db.executemany(sql, rows))
 
-    def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+    @overload
+    def fetch_all(self, sql: str, parameters: Parameters = ()) -> list[Row]: ...
+    @overload
+    def fetch_all(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> list[T]: ...
+    def fetch_all(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., Any] | None = None
+    ) -> list[Any]:
         """See `Database.fetch_all`."""
-        return self._outside().call(self._db.fetch_all(sql, parameters))
+        rows = self._outside().call(self._db.fetch_all(sql, parameters))
+        return rows if into is None else made(rows, into)
 
-    def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None:
+    @overload
+    def fetch_one(self, sql: str, parameters: Parameters = ()) -> Row | None: ...
+    @overload
+    def fetch_one(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> T | None: ...
+    def fetch_one(
+        self, sql: str, parameters: Parameters = (), *, into: Callable[..., Any] | None = None
+    ) -> Any:
         """See `Database.fetch_one`."""
-        return self._outside().call(self._db.fetch_one(sql, parameters))
+        row = self._outside().call(self._db.fetch_one(sql, parameters))
+        return row if into is None or row is None else made([row], into)[0]
 
     @contextmanager
-    def transaction(self) -> Iterator[BlockingTransaction]:
+    def transaction(self, *, origin: str | None = None) -> Iterator[BlockingTransaction]:
         """A transaction: see `Database.transaction`. Other threads' writes wait for its end; it is
         rolled back when the block raises."""
         self._refuse_inside()
-        with self._entered(self._db.transaction()) as tx:
+        with self._entered(self._db.transaction(origin=origin)) as tx:
             self._inside.transaction = True
             try:
                 yield BlockingTransaction(self._thread, tx)
@@ -281,7 +326,53 @@ class BlockingDatabase:
         with self._entered(self._db.text(table, key, column)) as editor:
             yield BlockingEditor(self._thread, editor)
 
+    # What follows the file.
+
+    @overload
+    def watch(self, query: str, parameters: Parameters = ()) -> BlockingIterator[list[Row]]: ...
+    @overload
+    def watch(
+        self, query: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> BlockingIterator[list[T]]: ...
+    @overload
+    def watch(self, query: "TypedReturnsRows[tuple[T]]") -> BlockingIterator[list[T]]: ...
+    @overload
+    def watch(self, query: "Executable") -> BlockingIterator[list[Any]]: ...
+    def watch(self, query: Any, *given: Any, **named: Any) -> BlockingIterator[list[Any]]:
+        """See `Database.watch`: `for rows in db.watch(...)` waits for each change."""
+        return self.iterate(lambda db: db.watch(query, *given, **named))
+
+    @overload
+    def watch_one(
+        self, query: str, parameters: Parameters = ()
+    ) -> BlockingIterator[Row | None]: ...
+    @overload
+    def watch_one(
+        self, query: str, parameters: Parameters = (), *, into: Callable[..., T]
+    ) -> BlockingIterator[T | None]: ...
+    @overload
+    def watch_one(self, query: "TypedReturnsRows[tuple[T]]") -> BlockingIterator[T | None]: ...
+    @overload
+    def watch_one(self, query: "Executable") -> BlockingIterator[Any]: ...
+    def watch_one(self, query: Any, *given: Any, **named: Any) -> BlockingIterator[Any]:
+        """See `Database.watch_one`."""
+        return self.iterate(lambda db: db.watch_one(query, *given, **named))
+
+    def watch_changes(self, *tables: str, after: str | None = None) -> BlockingIterator[Changes]:
+        """See `Database.watch_changes`."""
+        return self.iterate(lambda db: db.watch_changes(*tables, after=after))
+
+    def changes(self, *tables: str, after: str | None = None) -> Changes:
+        """See `Database.changes`."""
+        return self._outside().call(self._db.changes(*tables, after=after))
+
     # Sync.
+
+    def create_all(
+        self, metadata: "MetaData", *, tables: "Sequence[Table] | None" = None
+    ) -> list[str]:
+        """See `Database.create_all`."""
+        return self._outside().call(self._db.create_all(metadata, tables=tables))
 
     def track(self, *tables: str) -> list[str]:
         """See `Database.track`."""

@@ -96,6 +96,24 @@ class Reader:
         self._read |= self._tables_by_sql[sql]
         return rows
 
+    def select(self, run: Callable[[sqlite3.Connection], list[Any]], only: int | None) -> "Found":
+        """What somebody else finds on this connection, with the rows of all that it ran; `only`
+        that many of the things found."""
+        # It keeps its own statements prepared.
+        self.watch_statements()
+        rows: list[tuple[Any, ...]] = []
+
+        def note(_: sqlite3.Cursor, row: tuple[Any, ...]) -> tuple[Any, ...]:
+            rows.append(row)
+            return row
+
+        self.conn.row_factory = note
+        try:
+            found = run(self.conn)[:only]
+        finally:
+            self.conn.row_factory = None
+        return Found(found, rows)
+
     def names_read(self) -> frozenset[str]:
         """The tables and views that were read since this was last asked, in lower case."""
         read, self._read = frozenset(self._read), set()

@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, OperationalError, SAWarning
 
-from reunite import Database, UsageError, database, replica
+from reunite import Database, UsageError, changeset, connection
+from reunite.replica import Replica
 from tests.engine.todo_models import SECONDS_MAX, Base, List, Todo, Use, queued, run, titles
 
 
@@ -93,7 +94,7 @@ def test_a_commit_whose_task_is_cancelled_is_whole(
         loop = asyncio.get_running_loop()
         commit = db._commit
 
-        def slow(conn: sqlite3.Connection, own: replica.Replica) -> None:
+        def slow(conn: sqlite3.Connection, own: Replica) -> None:
             loop.call_soon_threadsafe(committing.set)
             commit(conn, own)
 
@@ -136,7 +137,7 @@ def test_a_transaction_that_the_fold_refuses_is_rolled_back(
     use: Use, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(db: Database) -> None:
-        monkeypatch.setattr(replica, "CHANGESET_ROWS_MAX", 5)
+        monkeypatch.setattr(changeset, "CHANGESET_ROWS_MAX", 5)
         async with db.session() as session:
             session.add_all(Todo(title=str(n)) for n in range(6))
             with pytest.raises(UsageError):
@@ -226,7 +227,7 @@ def test_a_database_that_is_closed_under_a_session_takes_its_writes_back(tmp_pat
 def test_a_session_whose_turn_finds_the_file_taken_gives_it_up(
     use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 20)
+    monkeypatch.setattr(connection, "BUSY_TIMEOUT_MS", 20)
 
     async def work(db: Database) -> None:
         other = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
