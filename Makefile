@@ -37,6 +37,7 @@ soak: .venv/runs
 bench: .venv/runs
 	@$(BIN)/python -m benchmarks.run
 	@$(BIN)/python -m benchmarks.backend
+	@$(BIN)/python -m benchmarks.live
 
 load: .venv/runs
 	@$(BIN)/python -m benchmarks.load $(LOAD)

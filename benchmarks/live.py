@@ -1,4 +1,4 @@
-"""Measure what live queries cost beside raw SQLite: watches, and many of them.
+"""Measure what live queries and sessions cost beside raw SQLite.
 
     .venv/bin/python -m benchmarks.live [--watches 1000] [--rounds 20] [--json]
 
@@ -17,6 +17,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from reunite import Database, Watch
 
@@ -80,6 +82,70 @@ async def commits_beside(
     return statistics.median(took) * 1000, processor * 1000
 
 
+class Base(DeclarativeBase):
+    """Models of the tables."""
+
+
+class Item(Base):
+    """A row of `item`."""
+
+    __tablename__ = "item"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    count: Mapped[int]
+
+
+async def sessions(db: Database, raw: sqlite3.Connection, rounds: int) -> list[Figure]:
+    """What a session costs beside raw SQLite and the database's own verbs."""
+    # As safe as the others: a commit is synced to the disk when the log is checkpointed.
+    raw.execute("PRAGMA synchronous = FULL")
+
+    async def read(number: int) -> float:
+        started = time.perf_counter()
+        async with db.session() as session:
+            item = await session.get(Item, number + 1)
+        assert item is not None
+        return time.perf_counter() - started
+
+    async def fetch(number: int) -> float:
+        started = time.perf_counter()
+        await db.fetch_one(BY_KEY, (number + 1,))
+        return time.perf_counter() - started
+
+    async def select_raw(number: int) -> float:
+        started = time.perf_counter()
+        raw.execute(BY_KEY, (number + 1,)).fetchone()
+        return time.perf_counter() - started
+
+    async def write(number: int) -> float:
+        started = time.perf_counter()
+        async with db.session() as session, session.begin():
+            session.add(Item(id=10_000 + number, name="new", count=0))
+        return time.perf_counter() - started
+
+    async def execute(number: int) -> float:
+        started = time.perf_counter()
+        await db.execute("INSERT INTO item VALUES (?, 'new', 0)", (20_000 + number,))
+        return time.perf_counter() - started
+
+    async def insert_raw(number: int) -> float:
+        started = time.perf_counter()
+        raw.execute("INSERT INTO item VALUES (?, 'new', 0)", (30_000 + number,))
+        return time.perf_counter() - started
+
+    works = {
+        "raw SQLite reads a row": select_raw,
+        "db.fetch_one reads it": fetch,
+        "a session gets it": read,
+        "raw SQLite inserts a row (and its trigger)": insert_raw,
+        "db.execute inserts one": execute,
+        "a session inserts one": write,
+    }
+    found = [Figure(name, await median(rounds, work), "ms") for name, work in works.items()]
+    await db.execute("DELETE FROM item WHERE id >= 10000")
+    return found
+
+
 async def measure(watches: int, rounds: int) -> list[Figure]:
     """All figures."""
     found: list[Figure] = []
@@ -99,9 +165,11 @@ async def measure(watches: int, rounds: int) -> list[Figure]:
                     raw.execute(query).fetchall()
                     return time.perf_counter() - started
 
-                async def snapshot(_: int, query: str = query) -> float:
+                async def snapshot(number: int, query: str = query) -> float:
+                    # Another query each time: one that was just watched is told what is known.
+                    another = f"{query} -- {number}"
                     started = time.perf_counter()
-                    await anext(db.watch(query))
+                    await anext(db.watch(another))
                     return time.perf_counter() - started
 
                 async def told(number: int, query: str = query) -> float:
@@ -133,6 +201,7 @@ async def measure(watches: int, rounds: int) -> list[Figure]:
                 Figure("told after another's commit", await median(rounds, by_another), "ms")
             )
 
+            found += await sessions(db, raw, rounds)
             await db.execute("UPDATE item SET count = 0")
             kinds: dict[str, Callable[[int], Watch[Any]] | None] = {
                 "nobody": None,
@@ -155,7 +224,7 @@ async def measure(watches: int, rounds: int) -> list[Figure]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure what live queries cost.")
+    parser = argparse.ArgumentParser(description="Measure what live queries and sessions cost.")
     parser.add_argument("--watches", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", action="store_true")

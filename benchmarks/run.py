@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.run [--rows 10000] [--rounds 5] [--json]
 
-What backends write is measured by `benchmarks.backend` and, beside clients, by `benchmarks.load`;
-`make bench` runs this one and the former.
+What backends write is measured by `benchmarks.backend` and, beside clients, by `benchmarks.load`,
+live queries and sessions by `benchmarks.live`; `make bench` runs all but the load.
 
 Local figures compare the best round of either side, which is what the code costs: what else a
 machine does only adds to a time. Figures of sync are medians over the rounds. Results are verified

@@ -33,6 +33,7 @@ from reunite.verify import Difference
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable, MetaData, Table
+    # Of one column it is of a tuple before SQLAlchemy 2.1, and of the column's own type since.
     from sqlalchemy.sql.selectable import TypedReturnsRows
 
 T = TypeVar("T")
@@ -337,6 +338,8 @@ class BlockingDatabase:
     @overload
     def watch(self, query: "TypedReturnsRows[tuple[T]]") -> BlockingIterator[list[T]]: ...
     @overload
+    def watch(self, query: "TypedReturnsRows[T]") -> BlockingIterator[list[T]]: ...
+    @overload
     def watch(self, query: "Executable") -> BlockingIterator[list[Any]]: ...
     def watch(self, query: Any, *given: Any, **named: Any) -> BlockingIterator[list[Any]]:
         """See `Database.watch`: `for rows in db.watch(...)` waits for each change."""
@@ -352,6 +355,8 @@ class BlockingDatabase:
     ) -> BlockingIterator[T | None]: ...
     @overload
     def watch_one(self, query: "TypedReturnsRows[tuple[T]]") -> BlockingIterator[T | None]: ...
+    @overload
+    def watch_one(self, query: "TypedReturnsRows[T]") -> BlockingIterator[T | None]: ...
     @overload
     def watch_one(self, query: "Executable") -> BlockingIterator[Any]: ...
     def watch_one(self, query: Any, *given: Any, **named: Any) -> BlockingIterator[Any]:

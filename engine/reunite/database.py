@@ -33,14 +33,13 @@ from reunite.connection import (
     runs_alone,
 )
 from reunite.driver import ThreadDriver, real_chance, real_clock
-from reunite.errors import CatchUpTimeout, FileError, SyncError, UsageError
+from reunite.errors import FileError, SyncError, UsageError
 from reunite.live import LiveQueries
 from reunite.overwritten import Loss, Overwritten
 from reunite.replica import Replica
 from reunite.row import Row
 from reunite.transaction import Transaction
 from reunite.verify import Difference, verify
-from reunite.wakeup import Wakeup
 from reunite.watching import Watchable
 
 if TYPE_CHECKING:
@@ -78,7 +77,6 @@ class Database(Watchable):
         self._holder: asyncio.Task[Any] | None = None
         self._listeners: list[Callable[[], None]] = []
         self._history_sources: list[HistorySource] = []
-        self._progress = Wakeup()
 
     def __repr__(self) -> str:
         return f"Database({str(self.path)!r}, {'closed' if self._replica is None else 'open'})"
@@ -133,7 +131,6 @@ class Database(Watchable):
         if self._replica is not None:
             await self._live.close()
         self._replica = None
-        self._progress.ring()
         if self._reader is not None:
             await self._reader.close()
             self._reader = None
@@ -361,43 +358,6 @@ class Database(Watchable):
     async def rejected(self) -> list[Row]:
         """What could not be synced, oldest first; see the table `reunite_rejected`."""
         return await self.fetch_all(resolved.REJECTED)
-
-    def watch_rejected(self) -> AsyncIterator[Row]:
-        """What could not be synced: `async for line in db.watch_rejected()` gives the lines of
-        `reunite_rejected` that are there, oldest first, and then each that comes.
-
-        Nothing is lost on who is slow, or not there yet: what waits, waits in the file. A line that
-        the app has dealt with is deleted, or it is told again in the next run.
-        """
-        return resolved.rejections(self.fetch_all, self._progress)
-
-    async def synced(
-        self,
-        changeset: int | None,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> bool:
-        """Wait until the relay has a write: True when it is committed there, False when it was
-        refused, or a part of it, and is kept in `reunite_rejected`.
-
-        `changeset` is that of a `Result` or `Transaction`, also of an earlier run; None, for what
-        edited nothing, is True at once. Something has to sync the file: a `Sync` here, or another
-        process. Raises CatchUpTimeout after `timeout` seconds, and UsageError for a number that
-        this file never gave.
-        """
-        if changeset is None:
-            return True
-        try:
-            async with asyncio.timeout(timeout):
-                return await resolved.committed(self.fetch_all, self._progress, changeset)
-        except TimeoutError:
-            raise CatchUpTimeout(
-                f"the relay did not resolve changeset {changeset} within {timeout:g} s; it waits in"
-                " the file and goes with the next sync"
-            ) from None
-
-    def progressed(self) -> None:
-        """Tell who waits in `synced` or `watch_rejected` that sync went on; `Sync` does."""
-        self._progress.ring()
 
     async def history(self, table: str, key: Value | Sequence[Value]) -> list[Overwritten]:
         """The values of one row that merges overwrote, the newest first; `key` is its primary key,

@@ -1,25 +1,19 @@
 """What became of a write: waiting until the relay has it or refused it, and what was refused.
 
-Both are read from the file, so they hold after it was closed and opened again, and whichever
-process syncs it. A sync of this process tells at once when to look; for others the file is looked
-at now and then, only while somebody waits.
+Both are live queries of the file, so they hold after it was closed and opened again, and whichever
+process syncs it.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import AsyncIterator
+from typing import Final
 
 from reunite.errors import UsageError
+from reunite.live import Watch
 from reunite.row import Row
-from reunite.wakeup import Wakeup
-
-# How often the file is looked at for what another process does.
-POLL_SECONDS: Final = 0.1
-
-Fetch: TypeAlias = Callable[[str, Sequence[object]], Awaitable[Iterable[Row]]]
 
 # A changeset of the app's own keeps its id for as long as it is in the outbox, and no other ever
 # gets it. With `seq` it is in at the relay.
-_STANDING: Final = """
+STANDING: Final = """
 SELECT EXISTS (SELECT 1 FROM _reunite_changesets WHERE id = ?1 AND seq IS NULL) AS waits,
     EXISTS (SELECT 1 FROM _reunite_refused WHERE changeset = ?1) AS refused,
     ?1 BETWEEN 1 AND max(coalesce((SELECT max(id) FROM _reunite_changesets), 0), coalesce(
@@ -31,35 +25,28 @@ REJECTED: Final = (
 )
 
 
-async def committed(fetch: Fetch, progress: Wakeup, changeset: int) -> bool:
-    """Wait until a changeset is resolved; True when the relay has all of it. Raises UsageError for
-    a number that this file never gave."""
-    while True:
-        seen = progress.count
-        ((waits, refused, known),) = await fetch(_STANDING, (changeset,))
-        if not known:
+async def committed(standing: Watch[Row | None], changeset: int) -> bool:
+    """Wait until a changeset is resolved; True when the relay has all of it. `standing` follows
+    `STANDING`. Raises UsageError for a number that this file never gave."""
+    async for row in standing:
+        assert row is not None, "it has no FROM"
+        if not row["known"]:
             raise UsageError(f"{changeset} is no changeset of this file")
         # What was refused in part may go on with the rest.
-        if refused:
+        if row["refused"]:
             return False
-        if not waits:
+        if not row["waits"]:
             return True
-        await progress.after(seen, POLL_SECONDS)
+    raise UsageError("the database was closed before the relay had resolved the changeset")
 
 
-async def rejections(fetch: Fetch, progress: Wakeup) -> AsyncIterator[Row]:
-    """The lines of `reunite_rejected` that are there, and then each that comes."""
+async def rejections(rejected: Watch[list[Row]]) -> AsyncIterator[Row]:
+    """The lines of `reunite_rejected` that are there, and then each that comes. `rejected` follows
+    `REJECTED`."""
     # By what they hold: the id of a line that was deleted can be another's.
     told: dict[int, Row] = {}
-    version = None
-    while True:
-        seen = progress.count
-        ((now,),) = await fetch("PRAGMA data_version", ())
-        if now != version:
-            version = now
-            lines = {line["id"]: line for line in await fetch(REJECTED, ())}
-            fresh = [line for number, line in lines.items() if told.get(number) != line]
-            told = lines
-            for line in fresh:
-                yield line
-        await progress.after(seen, POLL_SECONDS)
+    async for lines in rejected:
+        fresh = [line for line in lines if told.get(line["id"]) != line]
+        told = {line["id"]: line for line in lines}
+        for line in fresh:
+            yield line

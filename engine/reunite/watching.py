@@ -1,17 +1,20 @@
 """Watching: the verbs of a database that follow its file. `live` says how."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from reunite import board
+from reunite import board, resolved
 from reunite.board import Found, Query
 from reunite.changes import Changes
 from reunite.connection import Parameters, made
+from reunite.errors import CatchUpTimeout
 from reunite.live import LiveQueries, Watch, watch_changes
 from reunite.row import Row
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
+    # Of one column it is of a tuple before SQLAlchemy 2.1, and of the column's own type since.
     from sqlalchemy.sql.selectable import TypedReturnsRows
 
 T = TypeVar("T")
@@ -25,6 +28,8 @@ class Watchable(Protocol):
         """Who listens. Raises UsageError while the database is not open."""
         ...
 
+    def _refuse_inside(self) -> None: ...
+
     @overload
     def watch(self, query: str, parameters: Parameters = ()) -> Watch[list[Row]]: ...
     @overload
@@ -33,6 +38,8 @@ class Watchable(Protocol):
     ) -> Watch[list[T]]: ...
     @overload
     def watch(self, query: "TypedReturnsRows[tuple[T]]") -> Watch[list[T]]: ...
+    @overload
+    def watch(self, query: "TypedReturnsRows[T]") -> Watch[list[T]]: ...
     @overload
     def watch(self, query: "Executable") -> Watch[list[Any]]: ...
     def watch(
@@ -69,6 +76,8 @@ class Watchable(Protocol):
     @overload
     def watch_one(self, query: "TypedReturnsRows[tuple[T]]") -> Watch[T | None]: ...
     @overload
+    def watch_one(self, query: "TypedReturnsRows[T]") -> Watch[T | None]: ...
+    @overload
     def watch_one(self, query: "Executable") -> Watch[Any]: ...
     def watch_one(
         self,
@@ -97,6 +106,41 @@ class Watchable(Protocol):
         file.
         """
         return watch_changes(self.live, tables, after)
+
+    def watch_rejected(self) -> AsyncIterator[Row]:
+        """What could not be synced: `async for line in db.watch_rejected()` gives the lines of
+        `reunite_rejected` that are there, oldest first, and then each that comes.
+
+        Nothing is lost on who is slow, or not there yet: what waits, waits in the file. A line that
+        the app has dealt with is deleted, or it is told again in the next run.
+        """
+        return resolved.rejections(self.watch(resolved.REJECTED))
+
+    async def synced(
+        self,
+        changeset: int | None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> bool:
+        """Wait until the relay has a write: True when it is committed there, False when it was
+        refused, or a part of it, and is kept in `reunite_rejected`.
+
+        `changeset` is that of a `Result` or `Transaction`, also of an earlier run; None, for what
+        edited nothing, is True at once. Something has to sync the file: a `Sync` here, or another
+        process. Raises CatchUpTimeout after `timeout` seconds, and UsageError for a number that
+        this file never gave.
+        """
+        self._refuse_inside()
+        if changeset is None:
+            return True
+        try:
+            async with asyncio.timeout(timeout):
+                standing = self.watch_one(resolved.STANDING, (changeset,))
+                return await resolved.committed(standing, changeset)
+        except TimeoutError:
+            raise CatchUpTimeout(
+                f"the relay did not resolve changeset {changeset} within {timeout:g} s; it waits in"
+                " the file and goes with the next sync"
+            ) from None
 
     def _selected(
         self, query: "Executable", make: Callable[[Found], T], *, only: int | None = None

@@ -126,9 +126,6 @@ class Client:
         """No app of a world looks at what was overwritten."""
         return lambda: None
 
-    def progressed(self) -> None:
-        """No app of a world waits for its writes."""
-
     # Life and death.
 
     @property

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from reunite import SyncError
-from reunite.wakeup import Wakeup
 from reunite_transport import Progress, SyncStatus
 from reunite_transport.status import changes_of
+from reunite_transport.wakeup import Wakeup
 
 OFFLINE = SyncStatus("offline", last_error=SyncError("no connection\nto x", "offline"))
 

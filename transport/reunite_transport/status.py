@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from reunite.errors import SyncError
-from reunite.wakeup import Wakeup
+from reunite_transport.wakeup import Wakeup
 
 State: TypeAlias = Literal["disconnected", "offline", "connecting", "loading", "live", "stopped"]
 

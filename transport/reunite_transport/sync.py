@@ -25,7 +25,6 @@ from reunite.errors import CatchUpTimeout, SyncError, UsageError
 from reunite.overwritten import Loss
 from reunite.reload import RELOAD
 from reunite.replica import Replica
-from reunite.wakeup import Wakeup
 from reunite_transport.client_session import (
     BarrierReached,
     ClientSession,
@@ -40,6 +39,7 @@ from reunite_transport.client_session import (
 )
 from reunite_transport.status import Progress, SyncStatus, changes_of
 from reunite_transport.trouble import file_trouble
+from reunite_transport.wakeup import Wakeup
 from reunite_transport.websocket import open_websocket
 
 # How often other programs' writes are looked for; one PRAGMA each time.
@@ -85,7 +85,6 @@ class SyncedDatabase(Protocol):
     async def on_engine(self, function: Callable[..., T], *args: object) -> T: ...
     def on_change(self, listener: Callable[[], None]) -> Callable[[], None]: ...
     def add_history_source(self, source: HistorySource) -> Callable[[], None]: ...
-    def progressed(self) -> None: ...
 
 
 OpenSocket: TypeAlias = Callable[[], AbstractAsyncContextManager[Socket]]
@@ -436,8 +435,6 @@ class Sync:
                     self._set(working=False)
             for event in events:
                 self._note(event)
-            if events:
-                self._db.progressed()
             if queued != self._status.queued:
                 self._set(queued=queued)
             for frame in outgoing:
