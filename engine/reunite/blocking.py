@@ -33,6 +33,7 @@ from reunite.verify import Difference
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable, MetaData, Table
+
     # Of one column it is of a tuple before SQLAlchemy 2.1, and of the column's own type since.
     from sqlalchemy.sql.selectable import TypedReturnsRows
 

@@ -14,6 +14,7 @@ from reunite.row import Row
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
+
     # Of one column it is of a tuple before SQLAlchemy 2.1, and of the column's own type since.
     from sqlalchemy.sql.selectable import TypedReturnsRows
 
