@@ -28,7 +28,8 @@ TRANSPORT = "transport/reunite_transport"
 RELAY = f"{TRANSPORT}/relay"
 SIMULATE = "simulations/reunite_simulations/command.py"
 EDGES = {
-    "aiohttp": ["transport/reunite_transport/websocket.py", f"{RELAY}/server.py"],
+    # The client's and the relay's sockets; the demo in a browser is a server of its own.
+    "aiohttp": [f"{TRANSPORT}/{n}.py" for n in ("websocket", "demo_web", "relay/server")],
     "asyncpg": [f"{RELAY}/postgres_*.py", f"{RELAY}/embedded.py"],
     "msgpack": [
         "engine/reunite/cells/counter.py",

@@ -68,6 +68,9 @@ ADOPT_HELP: Final = (
     " take the relay's (theirs) or the file's (ours)."
 )
 TIMEOUT_HELP: Final = "With --once: how long to try to reach the relay."
+WEB_HELP: Final = "A to-do app on three devices side by side, in a browser."
+PORT_HELP: Final = "With --web: where the page is; 0 for any free port."
+NO_OPEN_HELP: Final = "With --web: only print the page's address."
 app = typer.Typer(
     help="""Your data drifts apart offline. reunite merges it.
 
@@ -439,16 +442,27 @@ def reload(file: File, as_json: Json = False) -> None:
 
 
 @app.command()
-def demo(as_json: Json = False) -> None:
+def demo(
+    web: Annotated[bool, typer.Option("--web", help=WEB_HELP)] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help=PORT_HELP)] = 8080,
+    no_open: Annotated[bool, typer.Option("--no-open", help=NO_OPEN_HELP)] = False,
+    as_json: Json = False,
+) -> None:
     """Watch three files drift apart and merge. Needs nothing and leaves nothing behind.
 
     Brings a relay and a Postgres of its own. Exits with 0 only if all three files and Postgres end
-    up equal.
+    up equal. With --web it is a to-do app on three devices, in a browser, until Ctrl-C.
 
     \b
-    Example:
+    Examples:
       reunite demo
+      reunite demo --web
     """
+    if web:
+        if as_json:
+            raise UsageError("--json tells how the demo ended; it does not go with --web")
+        _demo_in_browser(port, not no_open)
+        return
     with ending_at_once():
         from reunite_transport.demo import play
         from reunite_transport.relay.run import Stopped, run_until_stopped
@@ -462,6 +476,28 @@ def demo(as_json: Json = False) -> None:
         print_json(outcome._asdict())
     if not outcome.equal:
         raise typer.Exit(1)
+
+
+def _demo_in_browser(port: int, wants_browser: bool) -> None:
+    with ending_at_once():
+        import webbrowser
+
+        from reunite_transport.demo_web import running_demo
+        from reunite_transport.relay.run import Stopped, run_until_stopped
+
+    async def run() -> None:
+        typer.echo("starting a relay and three devices ...")
+        async with running_demo(port) as url:
+            typer.echo(f"{url} shows them; Ctrl-C ends the demo")
+            sys.stdout.flush()
+            if wants_browser:
+                await asyncio.to_thread(webbrowser.open, url)
+            await asyncio.Event().wait()
+
+    try:
+        run_until_stopped(run())
+    except Stopped as stopped:
+        raise typer.Exit(128 + stopped.signal) from None
 
 
 # Files.
