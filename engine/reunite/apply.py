@@ -64,7 +64,7 @@ def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = Fal
         lines[ref] = lines[ref]._replace(image=None, mark=mark, alive=documents[ref].alive)
     written = {ref: documents[ref] for ref in lines if ref.table in state.shapes}
     follows = state.meta.feed != 0
-    before = _held(state, written) if follows else {}
+    before = _held(state, written, lines_of(state.conn, written)) if follows else {}
     failures: dict[RowRef, Failure] = {}
     if written:
         with _without_triggers_that_roll_back(state):
@@ -80,7 +80,7 @@ def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = Fal
         for ref, image in differing.items():
             lines[ref] = lines[ref]._replace(image=pack_image(image))
     if follows:
-        changes.note_merge(state, before, _held(state, written), documents)
+        changes.note_merge(state, before, _held(state, written, lines))
     for ref in failures:
         shape = state.shapes[ref.table]
         held = _difference(shape, documents[ref], read_row(state.conn, shape, ref.key))
@@ -98,9 +98,14 @@ def apply_rows(state: State, rows: Mapping[RowRef, Row], *, may_wait: bool = Fal
     save_rows(state.conn, lines.items())
 
 
-def _held(state: State, refs: Iterable[RowRef]) -> dict[RowRef, tuple[Value, ...] | None]:
-    """What the tables hold of these rows."""
-    return {ref: read_row(state.conn, state.shapes[ref.table], ref.key) for ref in refs}
+def _held(
+    state: State, refs: Iterable[RowRef], lines: Mapping[RowRef, Row]
+) -> dict[RowRef, changes.Held]:
+    """What the tables hold of these rows, with their lines."""
+    return {
+        ref: changes.Held(read_row(state.conn, state.shapes[ref.table], ref.key), lines[ref])
+        for ref in refs
+    }
 
 
 def tidy(state: State, refs: Iterable[RowRef]) -> None:

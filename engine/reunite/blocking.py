@@ -66,7 +66,13 @@ class BlockingIterator(Generic[T]):
             finally:
                 self._waiting = None
 
-        found = None if self._closed or self._thread.stopped else self._thread.call(step())
+        try:
+            found = None if self._closed or self._thread.stopped else self._thread.call(step())
+        except UsageError:
+            # The database was closed before the step had begun.
+            if not self._thread.stopped:
+                raise
+            found = None
         if found is None:
             self._closed = True
             raise StopIteration
@@ -264,7 +270,7 @@ class BlockingDatabase:
         async def there() -> T:
             return await work(self._db)
 
-        return self._thread.call(there())
+        return self._outside().call(there())
 
     def iterate(self, source: Callable[[Database], AsyncIterator[T]]) -> BlockingIterator[T]:
         """Iterate over something of the async API: `db.iterate(lambda db: db.watch_rejected())`."""

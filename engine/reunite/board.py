@@ -92,6 +92,9 @@ class Reader:
             self._is_watched = False
             read, self._read = self._read, before
         if read or sql not in self._tables_by_sql:
+            if len(self._tables_by_sql) >= STATEMENTS_KEPT:
+                self._tables_by_sql.clear()
+                self.watch_statements()
             self._tables_by_sql[sql] = frozenset(read)
         self._read |= self._tables_by_sql[sql]
         return rows
@@ -108,9 +111,15 @@ class Reader:
             return row
 
         self.conn.row_factory = note
+        self._is_watched = True
         try:
             found = run(self.conn)[:only]
+        except Exception as error:
+            if _code(error) not in _REFUSED:
+                raise
+            raise UsageError(f"only a query can be watched, and this is none: {error}") from error
         finally:
+            self._is_watched = False
             self.conn.row_factory = None
         return Found(found, rows)
 

@@ -2,30 +2,31 @@
 
 It is kept from the first `watch_changes` or transaction with an origin, and holds one line a row:
 for each origin the turn (see `turns`) of its last change, and of its last change of each column.
-So it is never longer than the tables, and never has to be cut; whoever was away for a year is told
-each row once, as it is now. A *token* is a turn: everything up to it was told.
+So it holds a line for each row that there ever was, and never has to be cut; whoever was away for a
+year is told each row once, as it is now. A *token* is a turn: everything up to it was told.
 
     origin    | whose change
     ----------|------------------------------------------------------------------
     here      | this file's own, by whatever program; also what a refusal took back
-    replica   | another file's, that a relay brought
-    backend   | that of a backend which writes to the relay's tables
+    replica   | what a relay brought: another file's, or rows that a database had before
+    backend   | that of a backend, or what Postgres itself made of a row
     any other | what `Database.transaction(origin=...)` said; known in this file only
 """
 
 import json
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from reunite.bookkeeping import Tracked, load_meta, load_tables
+from reunite.bookkeeping import Row, Tracked, load_meta, load_tables
 from reunite.capture import captured_tables, last_captured
 from reunite.cells.register import Value, same
 from reunite.clock import NEVER, is_relay, replica_of
-from reunite.document import EMPTY, KIND_MASK, Document, decode
+from reunite.document import EMPTY, KIND_MASK, decode
 from reunite.errors import UsageError
-from reunite.keys import key_values
+from reunite.keys import key_values, stored_key
 from reunite.payload import Entry, RowRef
 from reunite.schema import ascii_lower, parents_first, quoted
 from reunite.state import State
@@ -58,7 +59,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Changes(Sequence[Change]):
-    """What changed since the token before, parents before their children and deletes last."""
+    """What changed since the token before: a table after those that it refers to, and deletes
+    last."""
 
     token: str
     changes: tuple[Change, ...]
@@ -86,6 +88,14 @@ def check_origin(origin: str) -> None:
             f"{origin!r} cannot name an origin: it has 1 to {ORIGIN_CHARS_MAX} characters, and"
             f" {HERE!r}, {REPLICA!r} and {BACKEND!r} have their own meaning"
         )
+
+
+def renew(state: State) -> None:
+    """Let no token of before count: the file was copied or restored, and its twin goes on with the
+    same numbers."""
+    if state.meta.feed:
+        state.meta.feed = state.chance.replica()
+        state.save("feed")
 
 
 def begin(state: State) -> None:
@@ -124,40 +134,73 @@ def note_entries(state: State, entries: Sequence[Entry], before: Set[RowRef]) ->
     _note(state, edits)
 
 
-def note_merge(
-    state: State,
-    before: Mapping[RowRef, Sequence[Value] | None],
-    after: Mapping[RowRef, Sequence[Value] | None],
-    documents: Mapping[RowRef, Document],
-) -> None:
-    """Note how a merge changed the tables: the cells of each row before and after."""
+class Held(NamedTuple):
+    """A row before or after a merge: its cells in the table, None where it was not there, and its
+    line."""
+
+    values: Sequence[Value] | None
+    line: Row
+
+
+def note_merge(state: State, before: Mapping[RowRef, Held], after: Mapping[RowRef, Held]) -> None:
+    """Note how a merge changed the tables. What it brings is others' doing, unless the state says
+    whose it is."""
     edits = []
-    for ref, values in after.items():
-        shape, old = state.shapes[ref.table], before[ref]
-        document = documents.get(ref, EMPTY)
+    for ref, (values, line) in after.items():
+        shape, old = state.shapes[ref.table], before[ref].values
+        if values is None and old is None:
+            continue
+        known = _stamps(before[ref].line)
+        fresh = _stamps(line)
         if values is None:
-            if old is not None:
-                edits.append(Edit(ref, _origin(state, document.deleted), False, None))
+            edits.append(Edit(ref, _brought_by(state, fresh[_LIFE] - known[_LIFE]), False, None))
             continue
         if old is None:
-            author = _origin(state, max(document.born, document.edited))
+            author = _brought_by(state, set().union(*fresh.values()))
             everything = [column.name for column in shape.columns.columns]
             edits.append(Edit(ref, author, True, everything))
             continue
         names: dict[str, list[str]] = {}
         for place, (key, value) in enumerate(zip(shape.keys, values, strict=True)):
             if not same(old[place], value):
-                stamps = [c[0] for k, c in document.cells.items() if k & ~KIND_MASK == key]
-                mark = max(stamps, default=document.born)
-                names.setdefault(_origin(state, mark), []).append(shape.columns.columns[place].name)
+                author = _brought_by(state, fresh[key] - known[key] or fresh[key])
+                names.setdefault(author, []).append(shape.columns.columns[place].name)
         edits += [Edit(ref, origin, False, columns) for origin, columns in names.items()]
     _note(state, edits)
 
 
-def _origin(state: State, mark: bytes) -> str:
+def note_column(
+    state: State, tracked: Tracked, column: str, keys: Iterable[Sequence[Value]]
+) -> None:
+    """Note that a column, which others have had for a while, has got its values here."""
+    state.written.add(tracked.id)
+    if state.meta.feed:
+        rows = [RowRef(tracked.id, stored_key(key)) for key in keys]
+        _note(state, [Edit(row, REPLICA, False, [column]) for row in rows])
+
+
+# Where the stamps of a row's life stand among those of its cells.
+_LIFE: Final = -1
+
+
+def _stamps(line: Row) -> dict[int, set[bytes]]:
+    """The stamps of a row by column: of what it shows, and of what the relay stated, since a cell
+    that merges has the stamp of the last edit alone."""
+    found: dict[int, set[bytes]] = defaultdict(set)
+    for data in (line.visible, line.base):
+        document = decode(data) if data else EMPTY
+        found[_LIFE] |= {document.born, document.edited, document.deleted}
+        for key, (mark, _) in document.cells.items():
+            found[key & ~KIND_MASK].add(mark)
+    return found
+
+
+def _brought_by(state: State, stamps: Set[bytes]) -> str:
+    """Whose the newest of these stamps is that is not this file's own."""
     if state.origin is not None:
         return state.origin
-    return _by(replica_of(mark), state.meta.replica)
+    others = [mark for mark in stamps if mark and replica_of(mark) != state.meta.replica]
+    return BACKEND if others and is_relay(replica_of(max(others))) else REPLICA
 
 
 def _by(author: int, replica: int) -> str:
@@ -186,11 +229,14 @@ def _note(state: State, edits: Iterable[Edit]) -> None:
     for ref, origin, is_new, columns in noted:
         known = lines.get(ref)
         born, author, by_origin = known[1:] if known else (0, None, {})
+        if is_new or columns is None:
+            # What was done to it in a former life, or before it went, is of no interest.
+            by_origin = {}
         if columns is None:
             by_origin[origin] = (turn, None)
         else:
-            before = {} if is_new else by_origin.get(origin, (0, None))[1] or {}
-            by_origin[origin] = (turn, {**before, **dict.fromkeys(columns, turn)})
+            edited = by_origin.get(origin, (0, None))[1] or {}
+            by_origin[origin] = (turn, {**edited, **dict.fromkeys(columns, turn)})
             if is_new:
                 born, author = turn, origin
         lines[ref] = _Line(turn, born, author, by_origin)
@@ -297,11 +343,18 @@ def _changes_of(
     for key, born, author, edits, base, visible in lines.fetchall():
         row = conn.execute(select, key_values(key, count)).fetchone()
         by_origin: _Edits = json.loads(edits)
+        if told < 0:
+            # Who begins is told what is there, and of it that something was done here.
+            if row is not None:
+                first = HERE if HERE in by_origin else author or _author(base, visible, replica)
+                yield change(key, "inserted", row, cells, first)
+            continue
         if row is not None and born > told and author not in by_origin:
-            # It was there when the log began.
-            origin = author or _author(base, visible, replica)
-            yield change(key, "inserted", row, cells, origin)
-        for origin, (turn, turns) in by_origin.items():
+            yield change(key, "inserted", row, cells, author or REPLICA)
+        # Whose row it is comes first, for who would insert it.
+        for origin, (turn, turns) in sorted(
+            by_origin.items(), key=lambda edit: (edit[0] != author, edit[1][0])
+        ):
             if turn <= told or (turns is None) != (row is None):
                 continue
             if turns is None:
@@ -309,8 +362,9 @@ def _changes_of(
             elif born > told and origin == author:
                 yield change(key, "inserted", row, cells, origin)
             else:
-                fresh = [name for name, at in turns.items() if at > told and name in cells]
-                yield change(key, "updated", row, fresh, origin)
+                fresh = {name for name, at in turns.items() if at > told}
+                # A column may have got another name since.
+                yield change(key, "updated", row, fresh if fresh <= cells else cells, origin)
 
 
 def _author(base: bytes | None, visible: bytes | None, replica: int) -> str:

@@ -243,12 +243,15 @@ class Database(Watchable):
                 tx.end(changeset)
         await self._committed()
 
-    def session(self, **options: Any) -> "AsyncSession":
+    def session(self, *, origin: str | None = None, **options: Any) -> "AsyncSession":
         """An AsyncSession of SQLAlchemy on this file; a transaction of it that writes is one
-        changeset. `options` are AsyncSession's; objects do not expire on commit by default."""
+        changeset, which is in `session.info["changeset"]` when it is committed. `origin` is as for
+        `transaction`, `options` are AsyncSession's; objects do not expire on commit by default."""
         from reunite import sessions
 
-        return sessions.session(self, options)
+        if origin is not None:
+            changes.check_origin(origin)
+        return sessions.session(self, origin, options)
 
     async def create_all(
         self, metadata: "MetaData", *, tables: "Sequence[Table] | None" = None
@@ -313,11 +316,21 @@ class Database(Watchable):
 
     async def changes(self, *tables: str, after: str | None = None) -> Changes:
         """What `watch_changes` would tell next; no changes where there is nothing new."""
-        await self.on_engine(self.replica.follow_changes)
-        return await self.on_engine(changes.since, self._engine.conn, tables, after)
+        self._refuse_inside()
+        replica = self.replica
+
+        def since() -> Changes:
+            replica.follow_changes()
+            # One snapshot, or a transaction that is committed meanwhile would be told by half.
+            with replica.reading() as state:
+                return changes.since(state.conn, tables, after)
+
+        return await self.on_engine(since)
 
     async def _follow_changes(self) -> None:
-        await self.on_engine(self.replica.follow_changes)
+        """As `on_engine`, but that who watches is not woken: it is who asks."""
+        await self._no_write_waits.wait()
+        await self._engine.run(self.replica.follow_changes)
 
     # Sync.
 
@@ -409,11 +422,13 @@ class Database(Watchable):
         assert self.replica
         self._refuse_inside()
         async with self._lock:
-            self._holder = asyncio.current_task()
+            holder = self._holder = asyncio.current_task()
             try:
                 yield
             finally:
-                self._holder = None
+                # A session may end when the database was opened anew.
+                if self._holder is holder:
+                    self._holder = None
 
     def _refuse_inside(self) -> None:
         if self._holder is not None and self._holder is asyncio.current_task():

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from reunite.clock import RELAYS_FROM
+from reunite.errors import UsageError
 from reunite.state import Chance
 
 T = TypeVar("T")
@@ -35,6 +36,10 @@ def real_clock() -> int:
 def real_seconds() -> float:
     """Seconds that never go back, since some moment."""
     return time.monotonic()
+
+
+class Ending(UsageError):
+    """The program is ending, and Python's threads take no more work."""
 
 
 class ThreadDriver:
@@ -70,7 +75,11 @@ class ThreadDriver:
         """Run a function on the thread, after those before it, and return what it returns."""
         assert self._thread is not None, "the driver is not open"
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._thread, function, *args))
+        try:
+            under_way = loop.run_in_executor(self._thread, function, *args)
+        except RuntimeError as error:
+            raise Ending("the program is ending: close the database before") from error
+        return await asyncio.shield(under_way)
 
     async def close(self, last: Callable[[sqlite3.Connection], None] | None = None) -> None:
         """Finish what was begun, run `last`, and disconnect. A driver that is not open is left."""

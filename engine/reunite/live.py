@@ -12,18 +12,27 @@ from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable,
 from contextlib import suppress
 from itertools import chain
 from types import TracebackType
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary, ref
 
 from reunite.board import Board, Found, Query, Reader, is_interrupted
 from reunite.changes import Changes, since
-from reunite.driver import ThreadDriver
+from reunite.driver import Ending, ThreadDriver
+from reunite.errors import UsageError
 from reunite.turns import Turns
 
 T = TypeVar("T")
 
 # How often the file is looked at for what other processes wrote, while somebody waits: one PRAGMA.
 POLL_SECONDS: Final = 0.025
+
+
+class _Waiting(NamedTuple):
+    """One who waits: the number of the outcome that it was told, and of the last look before it
+    came."""
+
+    seen: int
+    came: int
 
 
 class LiveQueries:
@@ -39,13 +48,15 @@ class LiveQueries:
         self._board = Board(turns)
         self._by_key: WeakValueDictionary[Hashable, Query] = WeakValueDictionary()
         self._queries: set[ref[Query]] = set()
-        # Who waits for each query, and the number of the outcome that each was told.
-        self._waiting: dict[Query, dict[asyncio.Future[None], int]] = {}
+        self._waiting: dict[Query, dict[asyncio.Future[None], _Waiting]] = {}
+        # How often the file was looked at.
+        self._looks = 0
         # Those of the queries for which somebody began to wait since the last look.
         self._fresh: set[Query] = set()
         self._running: Collection[Query] = ()
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._folding: asyncio.Task[None] | None = None
         self._is_open = False
         self._is_logged = False
         self.closed = False
@@ -65,7 +76,7 @@ class LiveQueries:
         if self.closed:
             waiter.set_result(None)
             return waiter
-        self._waiting.setdefault(query, {})[waiter] = seen
+        self._waiting.setdefault(query, {})[waiter] = _Waiting(seen, self._looks)
         self._fresh.add(query)
         self._woken.set()
         if self._task is None or self._task.done():
@@ -77,7 +88,7 @@ class LiveQueries:
         waiting = self._waiting.get(query, {})
         waiting.pop(waiter, None)
         if not waiting and self._waiting.pop(query, None) is not None and query in self._running:
-            self._board.abandoned = not any(each in self._waiting for each in self._running)
+            self._board.abandoned = not self._is_waited_for(self._running)
 
     def wake(self) -> None:
         """The file may have changed."""
@@ -85,31 +96,41 @@ class LiveQueries:
 
     async def close(self) -> None:
         """End all who listen."""
+        self._end()
+        tasks = [task for task in (self._task, self._folding) if task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._driver.close()
+
+    def _end(self) -> None:
         self.closed = True
         self._board.abandoned = True
         self._woken.set()
         for waiter in chain.from_iterable(self._waiting.values()):
             if not waiter.done():
                 waiter.set_result(None)
-        if self._task is not None:
-            await asyncio.wait([self._task])
-        await self._driver.close()
 
     async def _follow(self) -> None:
         """Look at the file, and tell who waits, for as long as somebody does."""
         while self._waiting and not self.closed:
             self._woken.clear()
-            fresh, self._fresh = self._fresh, set()
-            wanted = list(self._waiting)
+            self._looks += 1
+            # The log of changes has to be kept before it can be read.
+            wanted = [q for q in self._waiting if self._is_logged or not q.needs_fold]
+            fresh, self._fresh = self._fresh.intersection(wanted), self._fresh.difference(wanted)
             try:
                 ran = await self._refresh(wanted, fresh)
+            except Ending:
+                self._end()
+                return
             except Exception as error:
                 if is_interrupted(error):
                     self._fresh.update(query for query in wanted if query in self._waiting)
                 else:
-                    self._tell(wanted, error)
+                    self._tell(wanted, self._looks, error)
             else:
-                self._tell(fresh.union(ran))
+                self._tell(fresh.union(ran), self._looks)
+            self._fold_if_needed()
             del wanted, fresh
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
@@ -119,10 +140,8 @@ class LiveQueries:
         if not self._is_open:
             await self._driver.open()
             self._is_open = True
-        if (self._board.unfolded or not self._is_logged) and any(q.needs_fold for q in wanted):
-            await self._fold()
-            self._is_logged = True
-        self._running, self._board.abandoned = wanted, False
+        self._running = wanted
+        self._board.abandoned = self.closed or not self._is_waited_for(wanted)
         try:
             conn = self._driver.conn
             return await self._driver.run(
@@ -131,10 +150,36 @@ class LiveQueries:
         finally:
             self._running = ()
 
-    def _tell(self, queries: Iterable[Query], problem: Exception | None = None) -> None:
+    def _is_waited_for(self, queries: Collection[Query]) -> bool:
+        return not queries or any(query in self._waiting for query in queries)
+
+    def _fold_if_needed(self) -> None:
+        """Have other programs' writes folded beside, for who is told only of what is: the engine
+        may be busy, and those who need it not do not wait for it."""
+        due = self._board.unfolded or not self._is_logged
+        if due and self._folding is None and any(query.needs_fold for query in self._waiting):
+            self._folding = asyncio.create_task(self._fold_beside())
+
+    async def _fold_beside(self) -> None:
+        try:
+            await self._fold()
+            if not self._is_logged:
+                self._is_logged = True
+                self._woken.set()
+        except Ending:
+            self._end()
+        except Exception as error:
+            needing = [query for query in self._waiting if query.needs_fold]
+            self._tell(needing, self._looks + 1, error)
+        finally:
+            self._folding = None
+
+    def _tell(self, queries: Iterable[Query], look: int, problem: Exception | None = None) -> None:
+        """Tell those who waited before this look of its outcomes. Who came later may have written
+        meanwhile: the next look is theirs."""
         for query in queries:
-            for waiter, seen in list(self._waiting.get(query, {}).items()):
-                if problem is None and query.version == seen:
+            for waiter, (seen, came) in list(self._waiting.get(query, {}).items()):
+                if came >= look or (problem is None and query.version == seen):
                     continue
                 if not waiter.done():
                     if problem is None:
@@ -202,6 +247,8 @@ class Watch(Generic[T]):
     async def _next(self) -> None:
         if self._closed:
             return
+        if self._waiters:
+            raise UsageError("somebody waits for this watch's next result already; use another")
         waiter = self._live.listen(self._query, self._seen)
         self._waiters.add(waiter)
         try:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from reunite import outbox
+from reunite import changes, outbox
 from reunite.adopt import match_ids
 from reunite.bookkeeping import Row, Tracked, lines_of, save_rows, save_table
 from reunite.capture import (
@@ -334,6 +334,8 @@ def _fill_kept_cells(state: State, tracked: Tracked, columns: list[Column]) -> N
             f"UPDATE {quoted(tracked.table.name)} SET {quoted(column.name)} = ? WHERE {where}", kept
         )
         clear(state.conn, last, last_captured(state.conn))
+        if kept:
+            changes.note_column(state, tracked, column.name, [key for _, *key in kept])
 
 
 def _accept_conversions(state: State, tracked: Tracked, columns: list[Column]) -> None:

@@ -22,14 +22,17 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from sqlalchemy import NullPool
+from sqlalchemy import Connection as SqlConnection
+from sqlalchemy import NullPool, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.base import SQLiteExecutionContext
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
+from reunite.connection import rollback
 from reunite.errors import UsageError
 from reunite.sqlalchemy_dialect import ValueDialect
 
@@ -57,8 +60,8 @@ class _Outcome(NamedTuple):
     lastrowid: int | None
 
 
-def session(database: "Database", options: Mapping[str, Any]) -> AsyncSession:
-    """A session on the database; `options` are AsyncSession's."""
+def session(database: "Database", origin: str | None, options: Mapping[str, Any]) -> AsyncSession:
+    """A session on the database, whose changes have this origin; `options` are AsyncSession's."""
     assert database.replica
     engine = _engines.get(database)
     if engine is None:
@@ -73,8 +76,17 @@ def session(database: "Database", options: Mapping[str, Any]) -> AsyncSession:
             "sqlite+reunite_session://", poolclass=NullPool, creator=connect
         )
         _engines[database] = engine
-    info = {**options.get("info", {}), "database": database}
-    return AsyncSession(engine, **{"expire_on_commit": False, **options, "info": info})
+    info = {**options.get("info", {}), "database": database, "origin": origin, "changeset": None}
+    made = AsyncSession(engine, **{"expire_on_commit": False, **options, "info": info})
+    event.listen(made.sync_session, "after_begin", _introduce)
+    return made
+
+
+def _introduce(session: Session, _: SessionTransaction, connection: SqlConnection) -> None:
+    """Let the connection know whose it is."""
+    own = connection.connection.dbapi_connection
+    assert isinstance(own, Connection)
+    own.info = session.info
 
 
 class Connection(AdaptedConnection):
@@ -88,6 +100,8 @@ class Connection(AdaptedConnection):
         # The turn at writing, while this connection has it.
         self._turn: AbstractAsyncContextManager[None] | None = None
         self._add_functions: Callable[[Any], None] = lambda _: None
+        # The session's: its origin, and where the changeset is told.
+        self.info: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
         return f"<a session's connection to {self._database!r}>"
@@ -164,7 +178,9 @@ class Connection(AdaptedConnection):
             if self._replica not in _writers:
                 await database._writer.run(self._add_functions, database._writer.conn)
                 _writers.add(self._replica)
-            await database._before_engine(database._begin, database._writer.conn, self._replica)
+            await database._before_engine(
+                database._begin, database._writer.conn, self._replica, self.info.get("origin")
+            )
         except BaseException:
             # A task that is cancelled while its BEGIN runs has begun all the same.
             await asyncio.shield(self._end(commit=False))
@@ -206,12 +222,13 @@ class Connection(AdaptedConnection):
         try:
             if commit:
                 self._check_open()
-                await writer.run(database._commit, writer.conn, self._replica)
+                changeset = await writer.run(database._commit, writer.conn, self._replica)
+                self.info["changeset"] = changeset
         finally:
             try:
                 # A database that was closed has closed the writer's connection: nothing is kept.
                 if self._is_open():
-                    await writer.run(_roll_back, writer.conn)
+                    await writer.run(rollback, writer.conn)
             finally:
                 await turn.__aexit__(None, None, None)
         if commit and self._is_open():
@@ -326,8 +343,3 @@ def _run_inside(conn: sqlite3.Connection, sql: str, parameters: Any, many: bool)
     (cursor.executemany if many else cursor.execute)(sql, parameters)
     rows = cursor.fetchall()
     return _Outcome(cursor.description, rows, cursor.rowcount, cursor.lastrowid)
-
-
-def _roll_back(conn: sqlite3.Connection) -> None:
-    if conn.in_transaction:
-        conn.execute("ROLLBACK")

@@ -33,7 +33,8 @@ class Turns:
     def note(self, turn: int, tables: frozenset[str]) -> None:
         """A turn is about to be committed."""
         self._tables_by_turn[turn] = tables
-        self._tables_by_turn.pop(turn - _TURNS_KEPT, None)
+        if len(self._tables_by_turn) > _TURNS_KEPT:
+            del self._tables_by_turn[next(iter(self._tables_by_turn))]
 
     def forget(self, turn: int) -> None:
         """It was not committed; the next may have its number."""

@@ -9,7 +9,7 @@ joined with the rest of the pending work. An adopted row is never touched: it st
 from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
-from reunite import outbox
+from reunite import changes, outbox
 from reunite.adopt import rebuild
 from reunite.bookkeeping import CHANGESET_ID_STEP, Row, lines_of, save_rows
 from reunite.clock import FLOOR, NEVER, edit_time, stamp
@@ -96,6 +96,7 @@ def rejoin(state: State, known: Sequence[tuple[int, int]]) -> None:
     state.meta.acknowledged = 0
     state.meta.shared = outbox.next_id(state.conn) - 1
     state.save("replica", "acknowledged", "shared")
+    changes.renew(state)
     outbox.thaw(state, -1)
     state.renew_session()
     rebase(state, merging, made, renamed=True)

@@ -106,6 +106,7 @@ class Watchable(Protocol):
         inserted. Several changes of a row are told as one. Raises UsageError for a token of another
         file.
         """
+        self._refuse_inside()
         return watch_changes(self.live, tables, after)
 
     def watch_rejected(self) -> AsyncIterator[Row]:

@@ -25,6 +25,7 @@ def test_what_backends_and_other_files_write_is_told_at_once_with_its_origin(
 
             await here.backend.execute("INSERT INTO todo VALUES ('a', 'by the backend')")
             assert await told() == [("inserted", "a", "backend")]
+            await here.settle()
             await two.execute("UPDATE todo SET title = 'by a file' WHERE id = 'a'")
             assert await told() == [("updated", "a", "replica")]
             await one.execute("INSERT INTO todo (id, title) VALUES ('b', 'by itself')")

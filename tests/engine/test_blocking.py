@@ -319,3 +319,12 @@ def test_a_forked_process_is_told_to_open_its_own(tmp_path: Path) -> None:
     said = run(FORKED, tmp_path / "app.db")
     assert "before the process was forked" in said
     assert said.endswith("1\n")
+
+
+def test_what_is_run_inside_a_transaction_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+    with (
+        BlockingDatabase(tmp_path / "app.db") as db,
+        db.transaction(),
+        pytest.raises(UsageError, match="transaction"),
+    ):
+        db.run(lambda db: db.execute("CREATE TABLE t (x)"))

@@ -309,3 +309,81 @@ def test_changes_read_as_a_sequence() -> None:
     change = Change("t", 1, "deleted", None, frozenset(), "here")
     found = Changes("1-1", (change,))
     assert (len(found), found[0], list(found), change in found) == (1, change, [change], True)
+
+
+def test_what_two_counted_is_told_as_what_the_other_did(
+    met: tuple[Follower, Peer], relay: Relay
+) -> None:
+    follower, two = met
+    follower.peer.commit("UPDATE todo SET votes = votes + 1", at=1000)
+    two.commit("UPDATE todo SET votes = votes + 5", at=10)
+    assert follower.told() == [("updated", "milk", "votes", "here")]
+    relay.sync(two, follower.peer)
+    assert follower.told() == [("updated", "milk", "votes", "replica")]
+    assert follower.peer.rows("SELECT votes FROM todo") == [(6,)]
+
+
+def test_a_column_that_this_file_gets_late_is_told(
+    met: tuple[Follower, Peer], relay: Relay
+) -> None:
+    follower, two = met
+    two.write("ALTER TABLE todo ADD COLUMN extra TEXT", "UPDATE todo SET extra = 'from two'")
+    relay.sync(two, follower.peer)
+    assert follower.news() == []
+    follower.peer.write("ALTER TABLE todo ADD COLUMN extra TEXT")
+    (change,) = follower.news()
+    assert (*change.columns, change.origin) == ("extra", "replica")
+    assert change.row is not None
+    assert change.row["extra"] == "from two"
+
+
+def test_an_edit_of_a_column_that_was_renamed_since_tells_all_columns(follower: Follower) -> None:
+    follower.news()
+    follower.peer.commit("UPDATE todo SET title = 'Oats'")
+    follower.peer.write("ALTER TABLE todo RENAME COLUMN title TO name")
+    (change,) = follower.news()
+    assert change.kind == "updated"
+    assert change.columns == {"name", "done", "votes"}
+
+
+def test_a_token_of_before_a_copy_went_its_own_way_is_refused(
+    met: tuple[Follower, Peer], relay: Relay, make_peer: MakePeer
+) -> None:
+    follower, _ = met
+    follower.peer.commit("UPDATE todo SET done = 1")
+    copy = make_peer(copy_of=follower.peer)
+    follower.peer.commit("UPDATE todo SET done = 2")
+    relay.sync(follower.peer)
+    copy.commit("UPDATE todo SET title = 'of the copy'")
+    relay.sync(copy)
+    assert follower.news(), "its own tokens stay good"
+    with pytest.raises(UsageError, match="another file"):
+        changes.since(copy.engine, (), follower.token)
+
+
+def test_who_begins_late_is_told_each_row_once_and_nothing_of_the_dead(
+    met: tuple[Follower, Peer], relay: Relay
+) -> None:
+    follower, two = met
+    peer = follower.peer
+    peer.commit("INSERT INTO todo (id) VALUES ('dead')")
+    two.commit("UPDATE todo SET title = 'of two'", at=10)
+    relay.sync(two, peer)
+    peer.commit("UPDATE todo SET done = 1 WHERE id = 'milk'", "DELETE FROM todo WHERE id = 'dead'")
+    assert Follower(peer).told() == [("inserted", "milk", "done", "title", "votes", "here")]
+
+
+def test_a_row_that_is_made_again_says_nothing_of_its_former_life(
+    met: tuple[Follower, Peer], relay: Relay
+) -> None:
+    follower, two = met
+    two.commit("UPDATE todo SET title = 'of two'", at=10)
+    relay.sync(two, follower.peer)
+    follower.peer.commit("DELETE FROM todo", at=20)
+    follower.peer.commit("INSERT INTO todo (id) VALUES ('milk')", at=30)
+    assert follower.told() == [("inserted", "milk", "done", "title", "votes", "here")]
+    two.commit("UPDATE todo SET done = 1", at=40)
+    relay.sync(follower.peer, two)
+    two.commit("DELETE FROM todo", at=50)
+    relay.sync(two, follower.peer)
+    assert follower.told() == [("deleted", "milk", "replica")]

@@ -8,9 +8,10 @@ from typing import Any
 from weakref import ref
 
 import pytest
+from sqlalchemy import text
 
 from reunite import Database, UsageError
-from reunite.board import Board, Found, Query, Reader
+from reunite.board import STATEMENTS_KEPT, Board, Found, Query, Reader
 from reunite.turns import Turns
 from tests.engine.live import TITLES, Use, add, run, until, values
 from tests.engine.peer import Peer, connect
@@ -201,3 +202,92 @@ def test_what_was_found_when_a_run_was_ended_is_found_again(tmp_path: Path) -> N
     assert first.version == 1
     reader.close()
     peer.close()
+
+
+def test_changes_inside_a_transaction_are_the_transactions(use: Use) -> None:
+    async def work(db: Database) -> None:
+        async with db.transaction() as tx:
+            await tx.execute("INSERT INTO todo (id) VALUES ('a')")
+            with pytest.raises(UsageError, match="transaction"):
+                await db.changes()
+            with pytest.raises(UsageError, match="transaction"):
+                db.watch_changes()
+            assert [change.key for change in await tx.changes()] == ["l"]
+
+    use(work)
+
+
+def test_who_waits_already_is_not_joined(use: Use) -> None:
+    async def work(db: Database) -> None:
+        watch = db.watch_changes()
+        await anext(watch)
+        waiting = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+        with pytest.raises(UsageError, match="waits"):
+            await anext(watch)
+        await add(db, "a")
+        assert [change.key for change in await waiting] == ["a"]
+
+    use(work)
+
+
+def test_watches_go_on_while_another_program_holds_the_file(use: Use) -> None:
+    async def work(db: Database) -> None:
+        other = connect(db.path)
+        changes, rows = db.watch_changes("todo"), db.watch(TITLES)
+        await anext(changes)
+        assert await values(rows) == []
+        told = asyncio.ensure_future(anext(changes))
+        other.execute("INSERT INTO todo (id, title) VALUES ('a', 'by a tool')")
+        other.execute("BEGIN IMMEDIATE")
+        assert await values(rows) == ["by a tool"]
+        folds = 0
+        follow = db.replica.follow_changes
+
+        def counted() -> None:
+            nonlocal folds
+            folds += 1
+            follow()
+
+        db.replica.follow_changes = counted  # type: ignore[method-assign]
+        async with asyncio.timeout(5):
+            for number in range(3):
+                await values(db.watch("SELECT ?", (number,)))
+        assert folds <= 4, "it is not tried without a pause"
+        other.execute("COMMIT")
+        assert [change.key for change in await told] == ["a"]
+        other.close()
+
+    use(work)
+
+
+def test_a_statement_of_sqlalchemy_that_is_no_query_is_refused(use: Use) -> None:
+    async def work(db: Database) -> None:
+        rows = db.watch(TITLES)
+        assert await values(rows) == []
+        for statement in ("COMMIT", "INSERT INTO todo (id) VALUES ('x')"):
+            with pytest.raises(UsageError, match="only a query"):
+                await anext(db.watch(text(statement)))
+        await add(db, "a")
+        assert await values(rows) == ["a"]
+
+    use(work)
+
+
+def test_what_is_remembered_of_turns_and_statements_has_an_end(use: Use) -> None:
+    async def work(db: Database) -> None:
+        watch = db.watch(TITLES)
+        await anext(watch)
+        for number in range(1100):
+            await anext(db.watch(f"SELECT {number} FROM list"))
+        reader = db._live._board._reader
+        assert reader is not None
+        assert len(reader._tables_by_sql) <= STATEMENTS_KEPT
+        await add(db, "a")
+        assert await values(watch) == ["a"]
+
+    use(work)
+    turns = Turns()
+    for turn in range(0, 40_000, 2):
+        turns.note(turn, frozenset())
+    assert len(turns._tables_by_turn) == 4096

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from sqlalchemy import ForeignKey, func, select, text
+from sqlalchemy import ForeignKey, MetaData, func, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -41,7 +41,11 @@ class Item(Base):
     tags: Mapped[set[str]] = mapped_column(CrdtSet, default=set)
 
 
-class Note(SQLModel, table=True):
+class Noted(SQLModel):
+    metadata = MetaData()
+
+
+class Note(Noted, table=True):
     id: str = Field(primary_key=True)
     words: str
 
@@ -57,7 +61,7 @@ def use(tmp_path: Path) -> Use:
         async def whole() -> None:
             async with Database(tmp_path / "app.db") as db, asyncio.timeout(60):
                 await db.create_all(Base.metadata)
-                await db.create_all(SQLModel.metadata)
+                await db.create_all(Noted.metadata)
                 async with db.session() as session, session.begin():
                     session.add(Shop(id="s", name="bakery"))
                     session.add(Item(id="i", shop_id="s", what="bread", tags={"b", "a"}))

@@ -352,3 +352,17 @@ def test_a_session_is_sqlalchemys_own(use: Use) -> None:
                 await session.refresh(Todo())
 
     use(work)
+
+
+def test_a_session_tells_its_changeset_and_the_origin_of_its_changes(use: Use) -> None:
+    async def work(db: Database) -> None:
+        token = (await db.changes()).token
+        async with db.session(origin="crm") as session, session.begin():
+            session.add(Todo(id=7, title="from the CRM"))
+        ((last,),) = await db.fetch_all("SELECT max(id) FROM _reunite_changesets")
+        assert session.info["changeset"] == last
+        assert [(c.key, c.origin) for c in await db.changes(after=token)] == [(7, "crm")]
+        with pytest.raises(UsageError, match="origin"):
+            db.session(origin="here")
+
+    use(work)
