@@ -107,6 +107,23 @@ def test_edits_of_a_stale_copy_are_made_on_what_the_row_became(
     )
 
 
+def test_a_removal_of_a_copy_that_is_made_anew_takes_away_no_add_that_it_had_not_seen(
+    make_peer: MakePeer, relay: Relay
+) -> None:
+    original, other = make_peer(MERGING, THEIRS), make_peer(MERGING)
+    for peer in (original, other):
+        peer.track("t")
+        sync(relay, peer)
+    copy = make_peer(copy_of=original)
+    original.commit("UPDATE t SET x = 'since'", at=1)
+    copy.commit("UPDATE t SET tags = '[]'", at=1)
+    other.commit("UPDATE t SET tags = '[]'", at=1)
+    other.commit("""UPDATE t SET tags = '["t"]'""", at=2)
+    for peer in (original, other, copy, original, other):
+        sync(relay, peer)
+    assert [p.rows("SELECT tags FROM t") for p in (original, other, copy)] == [[('["t"]',)]] * 3
+
+
 def test_edits_that_were_to_merge_are_values_where_the_realm_has_plain_columns(
     make_peer: MakePeer, relay: Relay
 ) -> None:
