@@ -115,6 +115,37 @@ def test_what_other_programs_write_into_a_rebuilt_table_is_mistimed(tmp_path: Pa
     run(scenario())
 
 
+def test_a_backup_may_bring_back_a_file_that_was_lost_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        world = World(settings(1), tmp_path)
+        world._prepare()
+        client = world.clients[0]
+        world.clients = [client]
+        world._start(client)
+        tables = world.own_tables(client)
+        chance, mix = EventChance(1, client.name, 1), Mix(strangers=0.0)
+        made = transact(client, chance, mix, tables, world.history, world.now())
+        assert made.own
+
+        async def lose(*_: object) -> None:
+            await faults.lost(world, EventChance(1, "lost", 1))
+            await asyncio.sleep(30)
+            assert client.up
+
+        with monkeypatch.context() as patch:
+            patch.setattr(EventChance, "pause", lose)
+            await faults.backup(world, EventChance(1, "backup", 1))
+        assert made.client == "client1 until lost:1"
+        assert not made.resent
+        await asyncio.sleep(30)
+        assert made.resent
+        world._end()
+
+    run(scenario())
+
+
 def test_a_relay_that_dies_at_a_statement_commits_nothing_more(tmp_path: Path) -> None:
     async def scenario() -> None:
         world = World(settings(1), tmp_path)
