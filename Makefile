@@ -4,6 +4,7 @@
 #   make demo     see three replicas drift apart and merge
 #   make test     the test suite, in parallel; WORKERS=4 sets how many
 #   make check    lint, format and types
+#   make worlds   simulated worlds that once found a mistake: what `make test` has no time for
 #   make soak     real processes under faults for half an hour; SOAK_MINUTES=5 sets how long
 #   make bench    the benchmarks
 #   make load     backends and clients write the same rows; LOAD='--seconds 10' sets how
@@ -11,7 +12,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := demo
-.PHONY: demo test check soak bench load clean FORCE
+.PHONY: demo test check worlds soak bench load clean FORCE
 
 WORKERS ?= auto
 SOAK_MINUTES ?= 30
@@ -30,6 +31,9 @@ check: .venv/develops
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/pyright
+
+worlds: .venv/runs
+	@$(BIN)/python -m tests.simulations.long_worlds
 
 soak: .venv/runs
 	@$(BIN)/python -m tests.e2e.soak --minutes $(SOAK_MINUTES)

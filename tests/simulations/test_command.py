@@ -110,8 +110,8 @@ def test_a_wrong_call_says_what_is_wrong(arguments: list[str], code: int, said: 
 
 def test_a_violation_is_told_with_its_seed_commit_history_and_what_replays_it() -> None:
     broken = [sys.executable, "-c", BROKEN, "simulate"]
-    arguments = ["--replicas", "5", "--minutes", "2", "--faults", "copy,crash,clock"]
-    ran = simulate(*arguments, "--shrink-seconds", "8", "--seeds", "30", "--json", command=broken)
+    arguments = ["--replicas", "3", "--minutes", "1", "--faults", "copy,crash,clock"]
+    ran = simulate(*arguments, "--shrink-seconds", "3", "--seeds", "30", "--json", command=broken)
     assert ran.returncode == 1, ran.stderr
     found = json.loads(ran.stdout)
     violation, failure = found["violations"][0], found["failure"]
