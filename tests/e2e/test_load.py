@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.load import Load, run
 
-SECONDS = 5.0
+SECONDS = 3.0
 
 
 def test_backends_and_clients_on_the_same_rows_end_equal_and_no_increment_is_lost(

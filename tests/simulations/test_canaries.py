@@ -56,6 +56,9 @@ BOARD = """
     INSERT INTO note VALUES (1, 'one', 'red'), (2, 'two', 'blue');
 """
 
+# A small one in which all but clients and backends is well.
+BACKENDS = Pin("", 2, faults="none", replicas=3, minutes=1.0, backends=2)
+
 PINS = {
     "acknowledges-before-commit": Pin("durability", 1),
     "forgets-what-is-in": Pin("liveness", 1),
@@ -70,8 +73,8 @@ PINS = {
     "shows-without-merging": Pin("causal order", 1),
     "reverts-by-merging": Pin("convergence", 2),
     "knows-duplicates-by-number": Pin("durability", 4),
-    "fences-nobody": Pin("no lost update", 3, faults="power", backends=0),
-    "folds-against-the-document": Pin("no lost update", 12),
+    "fences-nobody": Pin("no lost update", 3, faults="power", replicas=3, backends=0),
+    "folds-against-the-document": Pin("no lost update", 3),
     "shows-page-by-page": Pin("atomic visibility", 2),
     "goes-on-in-a-lost-history": Pin("durability", 6),
     "keeps-no-trace": Pin("constraints hold", 2),
@@ -100,8 +103,8 @@ PINS = {
         writes_per_minute=20.0,
         backends=0,
     ),
-    "loses-what-a-backend-wrote": Pin("convergence", 1, faults="none", backends=2),
-    "folds-a-part-of-a-transaction": Pin("atomic visibility", 2, faults="none", backends=2),
+    "loses-what-a-backend-wrote": replace(BACKENDS, promise="convergence"),
+    "folds-a-part-of-a-transaction": replace(BACKENDS, promise="atomic visibility"),
     # What is pushed has to meet what a backend wrote within the last half second.
     "writes-over-backends": Pin(
         "no lost update",
@@ -113,7 +116,7 @@ PINS = {
         writes_per_minute=40.0,
         backends=2,
     ),
-    "counts-what-a-backend-saw": Pin("counters add up", 1, faults="none", backends=2),
+    "counts-what-a-backend-saw": replace(BACKENDS, promise="counters add up"),
     # A backend has to delete what was just edited by a clock that is ahead.
     "stamps-backends-by-the-clock": Pin(
         "convergence",
@@ -125,7 +128,7 @@ PINS = {
         writes_per_minute=40.0,
         backends=2,
     ),
-    "captures-what-the-relay-writes": Pin("counters add up", 1, faults="none", backends=2),
+    "captures-what-the-relay-writes": replace(BACKENDS, promise="counters add up"),
     "refuses-large-documents": Pin("table == document", 2),
 }
 
