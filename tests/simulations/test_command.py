@@ -8,12 +8,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from reunite_simulations.loop import run
+from reunite_transport.__main__ import main
 from tests.transport.commands import heeding_ctrl_c
 
 CHINOOK = Path(__file__).parents[3] / "shared" / "data" / "chinook.sqlite"
@@ -41,6 +42,25 @@ def simulate(
         env={**os.environ, "NO_COLOR": "1"},
         check=False,
     )
+
+
+@pytest.fixture
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Runs a command that is refused before it begins, in this process: its code and what it said,
+    all on stderr."""
+
+    def run_here(*arguments: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["reunite", "simulate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, told.err
+
+    return run_here
 
 
 def test_a_schema_of_the_users_own_is_simulated_and_reported(tmp_path: Path) -> None:
@@ -101,11 +121,19 @@ def test_a_database_that_nobody_wrote_for_it_is_simulated_and_left_alone() -> No
         (["--report", "."], 1, "it is a folder"),
     ],
 )
-def test_a_wrong_call_says_what_is_wrong(arguments: list[str], code: int, said: str) -> None:
-    ran = simulate(*arguments)
-    assert (ran.returncode, ran.stdout) == (code, "")
-    assert said in ran.stderr
-    assert "Traceback" not in ran.stderr
+def test_a_wrong_call_says_what_is_wrong(
+    arguments: list[str], code: int, said: str, refused: Callable[..., tuple[int, str]]
+) -> None:
+    found, told = refused(*arguments)
+    assert found == code
+    assert said in told
+    assert "Traceback" not in told
+
+
+def test_a_wrong_call_ends_the_process_with_its_code() -> None:
+    ran = simulate("--faults", "rain")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "'rain' is no fault" in ran.stderr
 
 
 def test_a_violation_is_told_with_its_seed_commit_history_and_what_replays_it() -> None:
@@ -298,15 +326,15 @@ main()
     ],
 )
 def test_a_schema_that_no_world_can_begin_with_is_refused(
-    tmp_path: Path, sql: str, said: str
+    tmp_path: Path, sql: str, said: str, refused: Callable[..., tuple[int, str]]
 ) -> None:
     schema = tmp_path / "a.sql"
     schema.write_text(sql)
-    ran = simulate("--schema", schema, "--seed", "1")
-    assert ran.returncode in (1, 2)
-    assert ran.stderr.startswith(f"reunite: {schema}")
-    assert said in ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
+    code, told = refused("--schema", schema, "--seed", "1")
+    assert code in (1, 2)
+    assert told.startswith(f"reunite: {schema}")
+    assert said in told
+    assert len(told.splitlines()) == 1
     assert list(tmp_path.iterdir()) == [schema]
     assert not Path("evil.db").exists()
 
