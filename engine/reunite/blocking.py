@@ -53,6 +53,9 @@ class BlockingIterator(Generic[T]):
         self._waiting: asyncio.Task[object] | None = None
         self._closed = False
 
+    def __repr__(self) -> str:
+        return f"BlockingIterator({self._source!r}{', closed' if self._closed else ''})"
+
     def __iter__(self) -> "BlockingIterator[T]":
         return self
 
@@ -265,7 +268,8 @@ class BlockingDatabase:
         return self._thread.stopped
 
     def run(self, work: Callable[[Database], Awaitable[T]]) -> T:
-        """Run something of the async API: `db.run(lambda db: db.verify())`."""
+        """Run what has no verb here: `work` gets the `Database`, to use its `session()` for
+        instance."""
 
         async def there() -> T:
             return await work(self._db)
@@ -273,7 +277,8 @@ class BlockingDatabase:
         return self._outside().call(there())
 
     def iterate(self, source: Callable[[Database], AsyncIterator[T]]) -> BlockingIterator[T]:
-        """Iterate over something of the async API: `db.iterate(lambda db: db.watch_rejected())`."""
+        """Iterate over what has no verb here: `source` gets the `Database` and returns an async
+        iterator, such as an async generator."""
         return BlockingIterator(self._thread, source(self._db))
 
     # SQL.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from reunite.errors import FileError
+from reunite.errors import FileError, UsageError
 from reunite.row import Row
 
 T = TypeVar("T")
@@ -65,8 +65,18 @@ def connect(
     return conn
 
 
+def check_text(sql: object) -> None:
+    """Raise UsageError for a statement that is not text, such as one of SQLAlchemy."""
+    if not isinstance(sql, str):
+        raise UsageError(
+            f"this takes SQL as text, not {type(sql).__name__}; statements of SQLAlchemy are for"
+            " db.session(), and a select() also for db.watch()"
+        )
+
+
 def execute(conn: sqlite3.Connection, sql: str, parameters: Parameters) -> Result:
     """Run one statement to its end."""
+    check_text(sql)
     cursor = conn.cursor()
     cursor.row_factory = Row
     cursor.execute(sql, parameters)
@@ -75,6 +85,7 @@ def execute(conn: sqlite3.Connection, sql: str, parameters: Parameters) -> Resul
 
 def executemany(conn: sqlite3.Connection, sql: str, parameters: Sequence[Parameters]) -> Result:
     """Run one statement for each set of parameters; `rowcount` is the rows changed."""
+    check_text(sql)
     cursor = conn.executemany(sql, parameters)
     return Result([], cursor.rowcount, cursor.lastrowid)
 

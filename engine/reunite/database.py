@@ -24,6 +24,7 @@ from reunite.changeset import fold_own, fold_strangers
 from reunite.connection import (
     Parameters,
     Result,
+    check_text,
     checkpoint,
     connect,
     execute,
@@ -165,6 +166,7 @@ class Database(Watchable):
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> Result:
         """Run one statement in a transaction of its own: one changeset."""
+        check_text(sql)
         if runs_alone(sql):
             async with self._writing():
                 return await self._writer.run(execute, self._writer.conn, sql, parameters)
@@ -195,6 +197,7 @@ class Database(Watchable):
     async def _fetch_all(self, sql: str, parameters: Parameters) -> list[Row]:
         assert self.replica
         self._refuse_inside()
+        check_text(sql)
         assert self._reader is not None
         try:
             return cast(list[Row], await self._reader.execute_fetchall(sql, parameters))

@@ -1,9 +1,11 @@
 """Sync by hand: a file and an HTTP API of your own, both ways, without a relay.
 
+python api.py 8000
 python manual_sync.py todo.db http://127.0.0.1:8000
 """
 
 import asyncio
+import contextlib
 import sys
 
 import aiohttp
@@ -62,8 +64,10 @@ async def sync(path: str, url: str, pause: float = 5.0) -> None:
                     both.create_task(send(db, http))
                     both.create_task(fetch(db, http, pause))
             except* (aiohttp.ClientError, TimeoutError):
-                await asyncio.sleep(pause)
+                pass  # The API is away. Ctrl-C inside of `except*` would end as a group of errors.
+            await asyncio.sleep(pause)
 
 
 if __name__ == "__main__":
-    asyncio.run(sync(sys.argv[1], sys.argv[2]))
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(sync(sys.argv[1], sys.argv[2]))

@@ -5,8 +5,10 @@ import gc
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from reunite import Database, FileError, TableError, UsageError
 from reunite.clock import time_of
@@ -397,3 +399,15 @@ def test_a_file_error_is_one_of_ours(tmp_path: Path) -> None:
             await Database(tmp_path / "none" / "app.db").open()
 
     asyncio.run(run())
+
+
+def test_a_statement_of_sqlalchemy_is_told_where_it_belongs(use: Use) -> None:
+    async def work(db: Database) -> None:
+        statement: Any = select(1)
+        for run in (db.execute, db.fetch_all):
+            with pytest.raises(UsageError, match=r"db\.session\(\)"):
+                await run(statement)
+        with pytest.raises(UsageError, match=r"db\.session\(\)"):
+            await db.executemany(statement, [()])
+
+    use(work)
