@@ -50,7 +50,7 @@ class BlockingIterator(Generic[T]):
 
     def __init__(self, thread: LoopThread, source: AsyncIterator[T]) -> None:
         self._thread, self._source = thread, source
-        self._waiting: asyncio.Task[object] | None = None
+        self._waiting: set[asyncio.Task[object]] = set()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -61,13 +61,15 @@ class BlockingIterator(Generic[T]):
 
     def __next__(self) -> T:
         async def step() -> tuple[T] | None:
-            self._waiting = asyncio.current_task()
+            task = asyncio.current_task()
+            assert task is not None
+            self._waiting.add(task)
             try:
                 return (await anext(self._source),)
             except (StopAsyncIteration, asyncio.CancelledError):
                 return None
             finally:
-                self._waiting = None
+                self._waiting.discard(task)
 
         try:
             found = None if self._closed or self._thread.stopped else self._thread.call(step())
@@ -91,9 +93,10 @@ class BlockingIterator(Generic[T]):
         """End it, also for a thread that waits for the next item."""
 
         async def finish() -> None:
-            if self._waiting is not None:
-                self._waiting.cancel()
-                await asyncio.wait([self._waiting])
+            if waiting := list(self._waiting):
+                for task in waiting:
+                    task.cancel()
+                await asyncio.wait(waiting)
             close = getattr(self._source, "aclose", None)
             if close is not None:
                 await close()

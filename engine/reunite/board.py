@@ -33,6 +33,8 @@ _MAY_NOT_DO: Final = frozenset(
     {sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}
 )
 _REFUSED: Final = frozenset({sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY})
+# The name of what is no table; any commit can change it.
+_PRAGMA: Final = ""
 
 
 class Found(NamedTuple):
@@ -123,16 +125,19 @@ class Reader:
             self.conn.row_factory = None
         return Found(found, rows)
 
-    def names_read(self) -> frozenset[str]:
-        """The tables and views that were read since this was last asked, in lower case."""
+    def names_read(self) -> frozenset[str] | None:
+        """The tables and views that were read since this was last asked, in lower case; None when
+        it was more than these."""
         read, self._read = frozenset(self._read), set()
-        return read
+        return None if _PRAGMA in read else read
 
     def _authorize(
         self, action: int, name: str | None, _column: str | None, _db: str | None, _by: str | None
     ) -> int:
         if action == sqlite3.SQLITE_READ and name:
             self._read.add(ascii_lower(name))
+        elif action == sqlite3.SQLITE_PRAGMA:
+            self._read.add(_PRAGMA)
         if self._is_watched and action in _MAY_NOT_DO:
             return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK

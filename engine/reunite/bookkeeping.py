@@ -213,6 +213,12 @@ def turn_of(conn: sqlite3.Connection) -> int:
     return int(found[0]) if found else 0
 
 
+def schema_seen(conn: sqlite3.Connection) -> int:
+    """SQLite's counter of schema changes as the last fold left it."""
+    found = conn.execute("SELECT value FROM _reunite_meta WHERE name = 'schema_version'").fetchone()
+    return int(found[0]) if found else -1
+
+
 def save_turn(conn: sqlite3.Connection, turn: int) -> None:
     """Note that this is one more turn; each small write does."""
     found = conn.execute("UPDATE _reunite_meta SET value = ? WHERE name = 'turn'", (turn,))

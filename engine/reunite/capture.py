@@ -200,8 +200,10 @@ class Captured:
         return [
             key
             for (key,) in conn.execute(
-                f"SELECT DISTINCT r.key FROM _reunite_log AS l JOIN _reunite_rows AS r"
-                f" ON r.tbl = l.tbl AND r.key = {self.stored} WHERE l.tbl = {self.id} AND r.alive"
+                # CROSS: SQLite would go through our lines and look for each in the whole log.
+                f"SELECT DISTINCT r.key FROM _reunite_log AS l CROSS JOIN _reunite_rows AS r"
+                f" ON r.tbl = {self.id} AND r.key = {self.stored}"
+                f" WHERE l.tbl = {self.id} AND r.alive"
             )
         ]
 

@@ -321,12 +321,14 @@ def _changes_of(
         return Change(table.name, named, kind, shown, frozenset(columns), origin)
 
     if told < 0:
-        stored = "t." + quoted(table.key[0].name)
+        # The sign takes the affinity off, without which SQLite would not search by our key.
+        stored = f"+t.{quoted(table.key[0].name)}"
         if count > 1:
             stored = " || ',' || ".join(f"quote(t.{quoted(column.name)})" for column in table.key)
         for key, base, visible, *row in conn.execute(
             f"SELECT r.key, r.base, r.visible, {columns} FROM {quoted(table.name)} AS t"
-            f" JOIN _reunite_rows AS r ON r.tbl = {tracked.id} AND r.key = {stored}"
+            # CROSS: SQLite would go through our lines and look for each in the whole table.
+            f" CROSS JOIN _reunite_rows AS r ON r.tbl = {tracked.id} AND r.key = {stored}"
             f" LEFT JOIN _reunite_changes AS c ON c.tbl = {tracked.id} AND c.key = r.key"
             " WHERE c.key IS NULL ORDER BY r.key"
         ):

@@ -330,10 +330,10 @@ class Database(Watchable):
 
         return await self.on_engine(since)
 
-    async def _follow_changes(self) -> None:
+    async def _follow_changes(self) -> bool:
         """As `on_engine`, but that who watches is not woken: it is who asks."""
         await self._no_write_waits.wait()
-        await self._engine.run(self.replica.follow_changes)
+        return await self._engine.run(lambda: self.replica.follow_changes(wait=False))
 
     # Sync.
 
@@ -425,6 +425,8 @@ class Database(Watchable):
         assert self.replica
         self._refuse_inside()
         async with self._lock:
+            # It may have been closed meanwhile.
+            assert self.replica
             holder = self._holder = asyncio.current_task()
             try:
                 yield

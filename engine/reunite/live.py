@@ -39,10 +39,10 @@ class LiveQueries:
     """Who listens to which query of one open file."""
 
     def __init__(
-        self, driver: ThreadDriver, turns: Turns, *, fold: Callable[[], Awaitable[object]]
+        self, driver: ThreadDriver, turns: Turns, *, fold: Callable[[], Awaitable[bool]]
     ) -> None:
         """`driver` is not open: it is opened for the first who listens. `fold` lets the log of
-        changes be kept, with what other programs wrote."""
+        changes be kept, with what other programs wrote; False when it has to be tried again."""
         self._driver = driver
         self._fold = fold
         self._board = Board(turns)
@@ -117,7 +117,8 @@ class LiveQueries:
             self._looks += 1
             # The log of changes has to be kept before it can be read.
             wanted = [q for q in self._waiting if self._is_logged or not q.needs_fold]
-            fresh, self._fresh = self._fresh.intersection(wanted), self._fresh.difference(wanted)
+            fresh = self._fresh.intersection(wanted)
+            self._fresh = self._fresh.intersection(self._waiting).difference(wanted)
             try:
                 ran = await self._refresh(wanted, fresh)
             except Ending:
@@ -162,8 +163,7 @@ class LiveQueries:
 
     async def _fold_beside(self) -> None:
         try:
-            await self._fold()
-            if not self._is_logged:
+            if await self._fold() and not self._is_logged:
                 self._is_logged = True
                 self._woken.set()
         except Ending:

@@ -6,6 +6,7 @@ A call is a coroutine that runs there while its caller waits. Ctrl-C in the call
 import asyncio
 import concurrent.futures
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -37,8 +38,9 @@ class LoopThread:
 
     @property
     def stopped(self) -> bool:
-        """True from the beginning of `stop`."""
-        return self._stopped
+        """True from the beginning of `stop`, and when the program ends: then no other thread runs,
+        and whoever waited for one would wait for ever."""
+        return self._stopped or sys.is_finalizing()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine there and return what it returns. Raises UsageError where it cannot
@@ -58,7 +60,7 @@ class LoopThread:
         try:
             self._check()
             with self._lock:
-                if self._stopped:
+                if self.stopped:
                     raise UsageError("the database is closed; open another BlockingDatabase")
                 self._loop.call_soon_threadsafe(begin)
         except UsageError:

@@ -11,7 +11,15 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from reunite import adopt, changes, inbox, local_only, outbox, refill, registry, reload, verdicts
-from reunite.bookkeeping import Meta, Tracked, complete, is_prepared, prepare, save_turn
+from reunite.bookkeeping import (
+    Meta,
+    Tracked,
+    complete,
+    is_prepared,
+    prepare,
+    save_turn,
+    schema_seen,
+)
 from reunite.capture import last_captured
 from reunite.changeset import fold_strangers
 from reunite.clock import OFFSET_MS_MIN
@@ -19,7 +27,7 @@ from reunite.errors import FormatError, RealmMismatch, SyncError
 from reunite.keys import key_values, pack_key, stored_key, unpack_key
 from reunite.payload import RowRef, Statement
 from reunite.rebase import merging_rows
-from reunite.rescan import notice_schema_changes
+from reunite.rescan import notice_schema_changes, schema_version
 from reunite.schema import Table, ascii_lower, table_names
 from reunite.state import Chance, State, StateCache
 from reunite.turns import Turns
@@ -171,6 +179,8 @@ class Replica:
             fold_strangers(state)
             tracked = adopt.track(state, names)
             local_only.let_go(state, tracked)
+            # Its own triggers are no news.
+            notice_schema_changes(state)
         # SQLite's counter shows the writes of other connections only, and this was our own.
         self._data_version = -1
         return tracked
@@ -218,30 +228,28 @@ class Replica:
         version: int = self.conn.execute("PRAGMA data_version").fetchone()[0]
         if version == self._data_version:
             return False
-        if self._has_news():
-            patience: int = self.conn.execute("PRAGMA busy_timeout").fetchone()[0]
-            self.conn.execute("PRAGMA busy_timeout = 0")
-            try:
-                with self.transaction() as state:
-                    fold_strangers(state)
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
-                return False
-            finally:
-                self.conn.execute(f"PRAGMA busy_timeout = {patience}")
+        if self._has_news() and not self._at_once(fold_strangers):
+            return False
         self._data_version = version
         return True
 
-    def follow_changes(self) -> None:
-        """Keep the log of changes from now on, and note in it what other programs wrote."""
+    def follow_changes(self, *, wait: bool = True) -> bool:
+        """Keep the log of changes from now on, and note in it what other programs wrote. False when
+        it is not kept, as another connection is writing; with `wait` it is waited for."""
+
+        def begin(state: State) -> None:
+            fold_strangers(state)
+            changes.begin(state)
+
         with self.reading() as state:
-            kept = state.meta.feed
-        if not kept:
+            kept = bool(state.meta.feed)
+        if not kept and wait:
             with self.transaction() as state:
-                fold_strangers(state)
-                changes.begin(state)
+                begin(state)
+        elif not kept and not self._at_once(begin):
+            return False
         self.poll()
+        return True
 
     def unsent(self) -> bool:
         """True when a changeset waits to be sent for the first time."""
@@ -464,14 +472,26 @@ class Replica:
             sent = outbox.sent(state.conn, after, changesets_max=changesets_max)
             return [_outgoing(state, changeset) for changeset in sent]
 
+    def _at_once(self, work: Callable[[State], object]) -> bool:
+        """Do something in a transaction, unless another connection is writing; False then."""
+        patience: int = self.conn.execute("PRAGMA busy_timeout").fetchone()[0]
+        self.conn.execute("PRAGMA busy_timeout = 0")
+        try:
+            with self.transaction() as state:
+                work(state)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        finally:
+            self.conn.execute(f"PRAGMA busy_timeout = {patience}")
+        return True
+
     def _has_news(self) -> bool:
         """True when there are captures, or the schema moved."""
         if last_captured(self.conn):
             return True
-        stored = self.conn.execute(
-            "SELECT value FROM _reunite_meta WHERE name = 'schema_version'"
-        ).fetchone()
-        return bool(self.conn.execute("PRAGMA schema_version").fetchone() != stored)
+        return schema_version(self.conn) != schema_seen(self.conn)
 
 
 def _ref(state: State, table: int, key: bytes) -> RowRef:

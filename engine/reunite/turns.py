@@ -5,14 +5,15 @@ the file, and this process remembers which tables each of its own turns touched.
 `data_version` tells that somebody committed. Then the turns that this process made account for the
 tables that they touched; a turn that it does not know was another process's, and anything may have
 changed; and what programs without an engine wrote to tracked tables stands in the log. Of tables
-that are not tracked nobody takes notes, so they count as changed at every commit.
+that are not tracked nobody takes notes, so they count as changed at every commit; and so does
+everything from a change of the schema to the fold that sees whose triggers it took.
 """
 
 import sqlite3
 from collections.abc import Set
 from typing import Final, NamedTuple
 
-from reunite.bookkeeping import turn_of
+from reunite.bookkeeping import schema_seen, turn_of
 from reunite.capture import last_captured
 from reunite.schema import ascii_lower
 
@@ -52,7 +53,8 @@ class Turns:
 
 class Change(NamedTuple):
     """What has changed between two looks. `touched` is None when anything may have; `unnoted` are
-    the tables of which no notes are taken; `unfolded` when programs without an engine wrote."""
+    the tables of which no notes are taken; `unfolded` when programs without an engine wrote, or
+    changed the schema."""
 
     touched: frozenset[str] | None
     unnoted: frozenset[str]
@@ -89,7 +91,10 @@ class Lookout:
         self._conn.execute("BEGIN")
         schema: int = self._conn.execute("PRAGMA schema_version").fetchone()[0]
         turn = turn_of(self._conn)
-        touched = self._turns.touched(self._turn, turn) if schema == self._schema else None
+        # A table that another program made anew has no triggers until the next fold sees to it.
+        is_seen = schema == schema_seen(self._conn)
+        is_same = is_seen and schema == self._schema
+        touched = self._turns.touched(self._turn, turn) if is_same else None
         if touched is None:
             # Any other process's turn may have begun or ended to track a table.
             self._unnoted = _names(
@@ -106,8 +111,10 @@ class Lookout:
                 "SELECT DISTINCT t.name FROM _reunite_log AS l"
                 " JOIN _reunite_tables AS t ON t.id = l.tbl",
             )
-        self._version, self._schema, self._turn = version, schema, turn
-        return Change(touched, self._unnoted, bool(captured))
+        self._version, self._turn = version, turn
+        # The fold can let a table go, and the schema stay as it is.
+        self._schema = schema if is_seen else -1
+        return Change(touched, self._unnoted, bool(captured) or not is_seen)
 
     def _data_version(self) -> int:
         found: int = self._conn.execute("PRAGMA data_version").fetchone()[0]

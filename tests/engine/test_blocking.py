@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -204,6 +204,20 @@ def test_an_iterator_that_waits_is_closed_from_another_thread(
     lines.close()
 
 
+def test_an_iterator_is_closed_for_all_who_wait_for_it(db: BlockingDatabase) -> None:
+    lines = db.watch_rejected()
+    with ThreadPoolExecutor(2) as pool:
+        following = [pool.submit(list, lines) for _ in range(2)]
+        # The source has one at a time, and refuses the other.
+        done, _ = wait(following, SECONDS_MAX, FIRST_COMPLETED)
+        with pytest.raises(RuntimeError, match="already running"):
+            done.pop().result()
+        lines.close()
+        done, waiting = wait(following, SECONDS_MAX)
+        assert not waiting
+        assert [future.result() for future in done if future.exception() is None] == [[]]
+
+
 def test_closing_ends_the_calls_of_other_threads(db: BlockingDatabase) -> None:
     result = db.execute(INSERT, ("a",))
     with ThreadPoolExecutor(1) as pool:
@@ -253,6 +267,26 @@ def test_a_program_that_ends_with_an_open_database_ends(tmp_path: Path) -> None:
     assert run(FORGETS, tmp_path / "app.db") == ""
     with BlockingDatabase(tmp_path / "app.db") as db:
         assert [tuple(row) for row in db.fetch_all("SELECT id FROM todo")] == [(7,)]
+
+
+LEAVES_A_BLOCK_OPEN = """
+import sys
+from reunite import BlockingDatabase
+db = BlockingDatabase(sys.argv[1])
+db.execute("CREATE TABLE todo (id INTEGER PRIMARY KEY)")
+def numbers():
+    with db.transaction() as tx:
+        tx.execute("INSERT INTO todo VALUES (7)")
+        yield 7
+some = numbers()
+print(next(some))
+"""
+
+
+def test_a_program_that_ends_inside_a_transaction_ends_and_takes_it_back(tmp_path: Path) -> None:
+    assert run(LEAVES_A_BLOCK_OPEN, tmp_path / "app.db") == "7\n"
+    with BlockingDatabase(tmp_path / "app.db") as db:
+        assert db.fetch_all("SELECT id FROM todo") == []
 
 
 INTERRUPTED = """

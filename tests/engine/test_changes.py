@@ -101,6 +101,23 @@ def test_a_row_that_is_made_again_is_inserted_again(follower: Follower) -> None:
     assert (kind, key) == ("inserted", "milk")
 
 
+def test_who_made_a_row_again_is_told_before_those_who_changed_it(
+    met: tuple["Follower", Peer], relay: Relay
+) -> None:
+    follower, other = met
+    follower.peer.commit("UPDATE todo SET done = 1")
+    follower.peer.commit("DELETE FROM todo")
+    relay.sync(follower.peer, other)
+    follower.news()
+    other.commit("INSERT INTO todo VALUES ('milk', 'again', 0, 0)")
+    relay.sync(other, follower.peer)
+    follower.peer.commit("UPDATE todo SET done = 1")
+    assert [(kind, origin) for kind, *_, origin in follower.told()] == [
+        ("inserted", "replica"),
+        ("updated", "here"),
+    ]
+
+
 def test_a_write_that_changes_nothing_is_no_change(follower: Follower) -> None:
     follower.news()
     follower.peer.commit("UPDATE todo SET title = title, done = 0")
@@ -303,6 +320,36 @@ def test_the_log_is_no_longer_than_the_tables(follower: Follower) -> None:
     for number in range(20):
         follower.peer.commit(f"UPDATE todo SET done = {number}")
     assert follower.peer.rows("SELECT count(*) FROM _reunite_changes") == [(1,)]
+
+
+@pytest.mark.parametrize("key", ["id INTEGER PRIMARY KEY", "id, x, PRIMARY KEY (id, x)"])
+def test_noting_and_telling_take_work_that_follows_the_number_of_rows(
+    make_peer: MakePeer, key: str
+) -> None:
+    def steps_of(rows: int) -> int:
+        peer = make_peer(f"CREATE TABLE t (y, {key})")
+        many = f"WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {rows})"
+        peer.write(
+            f"{many} INSERT INTO t (id) SELECT i FROM n"
+            if "x" not in key
+            else f"{many} INSERT INTO t (id, x) SELECT i, i FROM n"
+        )
+        peer.track("t")
+        follower = Follower(peer)
+        steps = 0
+
+        def count() -> None:
+            nonlocal steps
+            steps += 1
+
+        peer.engine.set_progress_handler(count, 100)
+        assert len(follower.news()) == rows
+        peer.write("UPDATE t SET y = 1")
+        assert len(follower.news()) == rows
+        peer.engine.set_progress_handler(None, 0)
+        return steps
+
+    assert steps_of(1200) < 6 * steps_of(300)
 
 
 def test_changes_read_as_a_sequence() -> None:

@@ -332,6 +332,64 @@ def test_another_connections_writes_are_told(use: Use) -> None:
     use(work)
 
 
+def test_a_tracked_table_that_another_program_makes_anew_is_followed(use: Use) -> None:
+    async def work(db: Database) -> None:
+        other = connect(db.path)
+        watch = db.watch(TITLES)
+        assert await values(watch) == []
+        # With the table its triggers are gone, and nobody writes here who would put them back.
+        other.executescript(
+            "DROP TABLE todo; CREATE TABLE todo (id TEXT PRIMARY KEY, title TEXT);"
+            "INSERT INTO todo VALUES ('a', 'first')"
+        )
+        assert await values(watch) == ["first"]
+        other.execute("UPDATE todo SET title = 'second'")
+        assert await values(watch) == ["second"]
+        other.executescript("DROP TABLE todo")
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            await anext(watch)
+        # Let go by a fold that does not touch the schema.
+        await db.execute("UPDATE list SET name = 'other'")
+        other.execute("CREATE TABLE todo (id TEXT PRIMARY KEY, title TEXT)")
+        assert await values(watch) == []
+        await db.execute("UPDATE list SET name = 'another'")
+        other.execute("INSERT INTO todo VALUES ('a', 'third')")
+        assert await values(watch) == ["third"]
+        other.close()
+
+    use(work)
+
+
+def test_changes_of_a_table_that_another_program_makes_anew_are_told(use: Use) -> None:
+    async def work(db: Database) -> None:
+        other = connect(db.path)
+        await add(db, "a")
+        watch = db.watch_changes("todo")
+        await anext(watch)
+        other.executescript(
+            "BEGIN; DROP TABLE todo; CREATE TABLE todo (id TEXT PRIMARY KEY, title TEXT);"
+            "INSERT INTO todo VALUES ('a', 'again'); COMMIT"
+        )
+        ((kind, key),) = [(change.kind, change.key) for change in await anext(watch)]
+        assert (kind, key) == ("updated", "a")
+        other.close()
+
+    use(work)
+
+
+@pytest.mark.parametrize(
+    "query", ["PRAGMA user_version", "SELECT user_version FROM pragma_user_version"]
+)
+def test_a_pragma_is_followed(use: Use, query: str) -> None:
+    async def work(db: Database) -> None:
+        watch = db.watch(query)
+        assert await values(watch) == [0]
+        await db.execute("PRAGMA user_version = 7")
+        assert await values(watch) == [7]
+
+    use(work)
+
+
 def test_another_process_with_an_engine_is_noticed(use: Use) -> None:
     program = """
 import asyncio, sys
@@ -418,5 +476,49 @@ def test_an_origin_is_kept_from_the_first_time_on(use: Use) -> None:
         with pytest.raises(UsageError, match="origin"):
             async with db.transaction(origin="here"):
                 pass
+
+    use(work)
+
+
+def test_the_first_who_follows_changes_waits_for_a_transaction_and_nobody_else_does(
+    use: Use,
+) -> None:
+    async def work(db: Database) -> None:
+        changes, rows = db.watch_changes("todo"), db.watch(TITLES)
+        async with db.transaction() as tx:
+            await tx.execute("INSERT INTO todo (id, title) VALUES ('a', 'A')")
+            told = asyncio.ensure_future(anext(changes))
+            async with asyncio.timeout(5):
+                assert await values(rows) == []
+            assert not told.done()
+        assert [change.key for change in await told] == ["a"]
+
+    use(work)
+
+
+def test_changes_that_are_asked_for_are_those_of_one_moment(use: Use) -> None:
+    async def work(db: Database) -> None:
+        token = (await db.changes()).token
+        async with db.transaction() as tx:
+            await tx.execute("UPDATE list SET name = 'before'")
+            await tx.execute("INSERT INTO todo (id, title) VALUES ('a', 'before')")
+        commits: list[str] = []
+
+        def commit(sql: str) -> None:
+            if sql.startswith("SELECT") and 'FROM "todo"' in sql and not commits:
+                other = connect(db.path)
+                other.execute("BEGIN")
+                other.execute("UPDATE list SET name = 'after'")
+                other.execute("UPDATE todo SET title = 'after'")
+                other.execute("COMMIT")
+                other.close()
+                commits.append(sql)
+
+        db._engine.conn.set_trace_callback(commit)
+        found = {change.table: change.row for change in await db.changes(after=token)}
+        db._engine.conn.set_trace_callback(None)
+        assert len(commits) == 1
+        assert found["list"] == {"id": "l", "name": "before"}
+        assert found["todo"] == {"id": "a", "list": None, "title": "before", "done": 0}
 
     use(work)

@@ -244,10 +244,10 @@ def test_watches_go_on_while_another_program_holds_the_file(use: Use) -> None:
         folds = 0
         follow = db.replica.follow_changes
 
-        def counted() -> None:
+        def counted(*, wait: bool = True) -> bool:
             nonlocal folds
             folds += 1
-            follow()
+            return follow(wait=wait)
 
         db.replica.follow_changes = counted  # type: ignore[method-assign]
         async with asyncio.timeout(5):
