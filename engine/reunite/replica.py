@@ -395,13 +395,15 @@ class Replica:
         within: bytes = b"",
         choice: adopt.Choice | None = None,
         reloads: int | None = None,
+        replica: int | None = None,
     ) -> bool:
         """Take in a page or a live commit; True when it is in the tables now. See `inbox`.
 
-        `reloads` is what the session's greeting said. Raises SyncError `reload` when the file is to
-        be loaded again since then.
+        `reloads` and `replica` are what the session's greeting said. Raises SyncError `reload` when
+        the file is to be loaded again since then, `fenced` when it has become another replica.
         """
         with self.transaction() as state:
+            _check_replica(state.meta, replica)
             if reloads is not None:
                 reload.check(state, reloads)
             fold_strangers(state)
@@ -419,9 +421,11 @@ class Replica:
             fold_strangers(state)
             adopt.reconcile(state, choice)
 
-    def know(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """These numbers were committed at these seqs while the stream was not live."""
+    def know(self, pairs: Sequence[tuple[int, int]], *, replica: int | None = None) -> None:
+        """These numbers were committed at these seqs while the stream was not live. `replica` is as
+        for `receive`."""
         with self.transaction() as state:
+            _check_replica(state.meta, replica)
             fold_strangers(state)
             inbox.know(state, pairs)
             if any(seq <= state.meta.seq for _, seq in pairs):
@@ -449,12 +453,15 @@ class Replica:
                 inbox.retry_blocked(state)
             return rejections
 
-    def outgoing(self, *, changesets_max: int, bytes_max: int) -> list[Outgoing]:
+    def outgoing(
+        self, *, changesets_max: int, bytes_max: int, replica: int | None = None
+    ) -> list[Outgoing]:
         """Freeze and return the next changesets to send, in order; none while a first load is
-        under way or the registry lacks a table."""
+        under way or the registry lacks a table. `replica` is as for `receive`."""
         if not self.unsent() and not self._has_news():
             return []
         with self.transaction() as state:
+            _check_replica(state.meta, replica)
             fold_strangers(state)
             if not state.meta.loaded or registry.undescribed(state) or inbox.outbox_adopts(state):
                 return []
@@ -466,9 +473,13 @@ class Replica:
             taken = outbox.freeze(state, changesets_max=changesets_max, bytes_max=bytes_max)
             return [_outgoing(state, changeset) for changeset in taken]
 
-    def unanswered(self, after: int, *, changesets_max: int) -> list[Outgoing]:
-        """Changesets that were sent before above this number and have no verdict."""
+    def unanswered(
+        self, after: int, *, changesets_max: int, replica: int | None = None
+    ) -> list[Outgoing]:
+        """Changesets that were sent before above this number and have no verdict. `replica` is as
+        for `receive`."""
         with self.reading() as state:
+            _check_replica(state.meta, replica)
             sent = outbox.sent(state.conn, after, changesets_max=changesets_max)
             return [_outgoing(state, changeset) for changeset in sent]
 
@@ -514,6 +525,12 @@ def _furthest(meta: Meta) -> tuple[int, bytes]:
     if meta.load_seq is not None and meta.load_token:
         return meta.load_seq, meta.load_token
     return (meta.seq, meta.token) if meta.loaded else (0, b"")
+
+
+def _check_replica(meta: Meta, replica: int | None) -> None:
+    """Raise SyncError when the session's numbers and stamps are another replica's."""
+    if replica is not None and meta.replica != replica:
+        raise SyncError("another sync of this file took over and gave it another id", "fenced")
 
 
 def _check_realm(meta: Meta, realm: bytes) -> None:

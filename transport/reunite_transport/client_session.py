@@ -166,6 +166,8 @@ class ClientSession:
         self._pulling = False
         self._live = False
         self._sent = 0
+        # What the greeting said: whose numbers and stamps this session's are.
+        self._id: int | None = None
         self._in_flight: dict[int, int] = {}
         # One changeset after a refusal, as all that follows it is sent again after each; doubled by
         # what is taken.
@@ -275,7 +277,7 @@ class ClientSession:
             for number, _ in message.pairs:
                 self._in_flight.pop(number, None)
             self._window = min(2 * self._window, WINDOW_CHANGESETS)
-            self._replica.know(message.pairs)
+            self._replica.know(message.pairs, replica=self._id)
             self._events.append(Acknowledged(len(message.pairs)))
             self._push()
         elif isinstance(message, Behind):
@@ -292,7 +294,7 @@ class ClientSession:
 
     def _greet(self) -> None:
         mine = self._replica.greeting()
-        self._sent = mine.acknowledged
+        self._sent, self._id = mine.acknowledged, mine.replica
         self._reloads, self._reloading_rows = mine.reloads, mine.reloading_rows
         self._in_flight.clear()
         # Of its own, so that a Welcome names the Hello that it answers.
@@ -362,7 +364,11 @@ class ClientSession:
             _stated(message.sections), message.seq, message.token, message.complete
         )
         applied = self._replica.receive(
-            statement, within=message.within, choice=self._choice, reloads=self._reloads
+            statement,
+            within=message.within,
+            choice=self._choice,
+            reloads=self._reloads,
+            replica=self._id,
         )
         rows = sum(len(section.keys) for section in message.sections)
         self._events.append(Received(rows, applied))
@@ -376,7 +382,9 @@ class ClientSession:
         statement = Statement(
             _stated(message.sections), message.seq, message.token, True, message.acknowledged
         )
-        applied = self._replica.receive(statement, choice=self._choice, reloads=self._reloads)
+        applied = self._replica.receive(
+            statement, choice=self._choice, reloads=self._reloads, replica=self._id
+        )
         for number in message.acknowledged:
             self._in_flight.pop(number, None)
         if message.acknowledged:
@@ -427,9 +435,11 @@ class ClientSession:
             if room <= 0:
                 return
             many = self._window - len(self._in_flight)
-            ready = self._replica.unanswered(self._sent, changesets_max=many)
+            ready = self._replica.unanswered(self._sent, changesets_max=many, replica=self._id)
             if not ready:
-                ready = self._replica.outgoing(changesets_max=many, bytes_max=room)
+                ready = self._replica.outgoing(
+                    changesets_max=many, bytes_max=room, replica=self._id
+                )
             if not ready:
                 return
             for changeset in ready:
