@@ -93,12 +93,14 @@ class Reader:
         finally:
             self._is_watched = False
             read, self._read = self._read, before
-        if read or sql not in self._tables_by_sql:
-            if len(self._tables_by_sql) >= STATEMENTS_KEPT:
-                self._tables_by_sql.clear()
-                self.watch_statements()
-            self._tables_by_sql[sql] = frozenset(read)
-        self._read |= self._tables_by_sql[sql]
+            if read:
+                # Also of a run that failed or was ended: the statement stays prepared, and its next
+                # run tells nothing.
+                self._tables_by_sql[sql] = frozenset(read)
+        self._read |= self._tables_by_sql.get(sql, frozenset())
+        if len(self._tables_by_sql) > STATEMENTS_KEPT:
+            self._tables_by_sql.clear()
+            self.watch_statements()
         return rows
 
     def select(self, run: Callable[[sqlite3.Connection], list[Any]], only: int | None) -> "Found":

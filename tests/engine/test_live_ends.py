@@ -291,3 +291,18 @@ def test_what_is_remembered_of_turns_and_statements_has_an_end(use: Use) -> None
     for turn in range(0, 40_000, 2):
         turns.note(turn, frozenset())
     assert len(turns._tables_by_turn) == 4096
+
+
+def test_what_a_query_reads_is_known_also_when_its_first_run_was_ended(tmp_path: Path) -> None:
+    peer = Peer(tmp_path / "app.db", 1, "CREATE TABLE t (id INTEGER PRIMARY KEY)")
+    reader = connect(peer.path)
+    on = Reader(reader)
+    reader.set_progress_handler(lambda: True, 1)
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        on.fetch_all("SELECT id FROM t", ())
+    reader.set_progress_handler(None, 0)
+    on.names_read()
+    on.fetch_all("SELECT id FROM t", ())
+    assert on.names_read() == frozenset({"t"})
+    reader.close()
+    peer.close()
