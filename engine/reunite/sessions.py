@@ -211,6 +211,9 @@ class Connection(AdaptedConnection):
         """End the transaction, and then the turn, in a task that nobody's cancellation reaches."""
         turn, self._turn = self._turn, None
         assert turn is not None
+        if self._is_open():
+            # Whoever had it may be cancelled now, and may wait for the next turn.
+            self._database._holder = None
         task = self._loop.create_task(self._ended(turn, commit=commit))
         # The loop itself would not keep it alive.
         _endings.add(task)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,33 @@ def test_a_commit_whose_task_is_cancelled_is_whole(
     use(work)
 
 
+def test_who_gives_up_a_commit_waits_for_its_end_and_is_not_refused(
+    use: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(db: Database) -> None:
+        go_on = threading.Event()
+        commit = db._commit
+
+        def slow(conn: sqlite3.Connection, own: Replica) -> int | None:
+            go_on.wait()
+            return commit(conn, own)
+
+        session = db.session()
+        session.add(Todo(title="milk"))
+        await session.flush()
+        monkeypatch.setattr(db, "_commit", slow)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await session.commit()
+        monkeypatch.undo()
+        asyncio.get_running_loop().call_soon(go_on.set)
+        await db.execute("INSERT INTO todo (title) VALUES ('oats')")
+        assert await titles(db) == ["milk", "oats"]
+        await session.close()
+
+    use(work)
+
+
 def test_a_task_that_is_cancelled_while_it_waits_for_its_turn_takes_none(use: Use) -> None:
     async def work(db: Database) -> None:
         async def write() -> None:
@@ -191,6 +219,25 @@ def test_a_session_that_was_lost_is_rolled_back(use: Use) -> None:
         assert await titles(db) == ["oats"]
 
     use(work)
+
+
+def test_a_write_that_waited_when_the_database_was_closed_says_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(SECONDS_MAX):
+            db = Database(tmp_path / "app.db")
+            await db.open()
+            await db.create_all(Base.metadata)
+            session = db.session()
+            session.add(Todo(title="milk"))
+            await session.flush()
+            waiting = asyncio.create_task(db.execute("INSERT INTO list VALUES (1)"))
+            await asyncio.sleep(0)
+            await db.close()
+            await session.close()
+            with pytest.raises(UsageError, match="not open"):
+                await waiting
+
+    asyncio.run(scenario())
 
 
 def test_a_database_that_is_closed_under_a_session_takes_its_writes_back(tmp_path: Path) -> None:
