@@ -85,6 +85,8 @@ def test_what_a_notebook_shows_of_it_can_be_read(db: BlockingDatabase) -> None:
         assert repr(tx) == "<Transaction: open>"
     assert repr(tx) == "<Transaction: ended, changeset None>"
     assert repr(db).endswith("app.db', open)")
+    with db.watch("SELECT 1") as rows:
+        assert repr(rows) == "BlockingIterator(Watch('SELECT 1'))"
     db.close()
     assert repr(db).endswith("app.db', closed)")
 

@@ -129,8 +129,13 @@ async def run_program(*arguments: str, folder: Path, **environment: str) -> str:
     return out.decode()
 
 
+def programs() -> list[str]:
+    """The Python of the README, in its order."""
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
 def test_the_readmes_program_runs_as_it_stands(tmp_path: Path, postgres_url: str) -> None:
-    program = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    program = programs()[0]
     assert "ws://127.0.0.1:8800" in program
 
     async def run() -> None:
@@ -141,6 +146,34 @@ def test_the_readmes_program_runs_as_it_stands(tmp_path: Path, postgres_url: str
         assert ("Buy milk",) in await fetch_rows(postgres_url, "SELECT title FROM todo")
 
     asyncio.run(run())
+
+
+def test_the_readmes_blocking_program_runs_as_it_stands(tmp_path: Path, postgres_url: str) -> None:
+    (program,) = (found for found in programs() if "BlockingSync(db," in found)
+
+    async def run() -> None:
+        async with relay_on(postgres_url) as relay:
+            script = tmp_path / "app.py"
+            script.write_text(program.replace("ws://127.0.0.1:8800", relay.url))
+            for _ in "twice":
+                await run_program(str(script), folder=tmp_path)
+        assert await fetch_rows(postgres_url, "SELECT title FROM todo") == [("Drink tea",)]
+
+    asyncio.run(run())
+
+
+def test_the_readmes_models_run_as_they_stand(tmp_path: Path) -> None:
+    (program,) = (found for found in programs() if "class Song" in found)
+    script = tmp_path / "app.py"
+    script.write_text(program)
+    with subprocess.Popen(
+        [sys.executable, "-u", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            assert running.stdout
+            assert running.stdout.readline() == "[('Ferry Song', 1)]\n"
+        finally:
+            running.kill()
 
 
 def test_two_lists_of_the_example_become_one(tmp_path: Path, postgres_url: str) -> None:
