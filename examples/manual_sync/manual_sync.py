@@ -38,29 +38,28 @@ async def send(db: Database, http: aiohttp.ClientSession) -> None:
         await db.execute(KEEP, ("sent", changes.token))
 
 
-async def fetch(db: Database, http: aiohttp.ClientSession, pause: float) -> None:
-    while True:
-        async with http.get("/todos", params={"since": await place(db, "fetched") or ""}) as answer:
-            news = await answer.json()
-        sent = await place(db, "sent")
-        async with db.transaction(origin="api") as tx:
-            # What waits to be sent is newer than what came, which comes again after it.
-            unsent = await tx.changes("todo", after=sent)
-            mine = {change.key for change in unsent if change.origin == "here"}
-            await tx.executemany(WRITE, [row for row in news["rows"] if row["id"] not in mine])
-            gone = [(key,) for key in news["gone"] if key not in mine]
-            await tx.executemany("DELETE FROM todo WHERE id = ?", gone)
+async def fetch(db: Database, http: aiohttp.ClientSession) -> None:
+    sent = await place(db, "sent")
+    async with http.get("/todos", params={"since": await place(db, "fetched") or ""}) as answer:
+        news = await answer.json()
+    async with db.transaction(origin="api") as tx:
+        # What was edited here since may be newer than what came: it stays, and comes once more.
+        edited = await tx.changes("todo", after=sent)
+        mine = {change.key for change in edited if change.origin == "here"}
+        rows = [row for row in news["rows"] if row["id"] not in mine]
+        gone = [(key,) for key in news["gone"] if key not in mine]
+        await tx.executemany(WRITE, rows)
+        await tx.executemany("DELETE FROM todo WHERE id = ?", gone)
+        if (rows, len(gone)) == (news["rows"], len(news["gone"])):
             await tx.execute(KEEP, ("fetched", news["now"]))
-        await asyncio.sleep(pause)
 
 
 async def again(work: Callable[[], Awaitable[None]], pause: float) -> None:
     """Each by itself: a TaskGroup that is cancelled while one of its tasks fails goes on."""
     while True:
-        try:
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):  # The API is away.
             await work()
-        except (aiohttp.ClientError, TimeoutError):
-            await asyncio.sleep(pause)
+        await asyncio.sleep(pause)
 
 
 async def sync(path: str, url: str, pause: float = 5.0) -> None:
@@ -70,7 +69,7 @@ async def sync(path: str, url: str, pause: float = 5.0) -> None:
         await db.track("todo")
         async with asyncio.TaskGroup() as both:
             both.create_task(again(lambda: send(db, http), pause))
-            both.create_task(again(lambda: fetch(db, http, pause), pause))
+            both.create_task(again(lambda: fetch(db, http), pause))
 
 
 if __name__ == "__main__":
