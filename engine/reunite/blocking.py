@@ -450,15 +450,17 @@ class BlockingDatabase:
             await manager.__aexit__(_Undone, _Undone(), None)
 
         async def leave() -> None:
+            nonlocal entered
+            entered = False
             await manager.__aexit__(None, None, None)
 
         try:
             yield self._thread.call(enter())
+            self._thread.call(leave())
         except BaseException:
             if entered and not self._thread.stopped:
                 self._thread.call(undo())
             raise
-        self._thread.call(leave())
 
     def _outside(self) -> LoopThread:
         self._refuse_inside()

@@ -54,19 +54,26 @@ class LoopThread:
             task.add_done_callback(lambda task: _settle(task, ended))
 
         def cancel() -> None:
-            assert task is not None
-            task.cancel()
+            if task is not None:
+                task.cancel()
+            elif not ended.done():
+                work.close()
+                ended.set_exception(UsageError("this call was interrupted before it began"))
 
         try:
             self._check()
-            with self._lock:
-                if self.stopped:
-                    raise UsageError("the database is closed; open another BlockingDatabase")
-                self._loop.call_soon_threadsafe(begin)
         except UsageError:
             work.close()
             raise
+        # An interrupt may come between any two steps.
         try:
+            with self._lock:
+                if self.stopped:
+                    work.close()
+                    said = "the database is closed; open another BlockingDatabase"
+                    ended.set_exception(UsageError(said))
+                else:
+                    self._loop.call_soon_threadsafe(begin)
             return ended.result()
         except BaseException:
             if not ended.done():

@@ -310,8 +310,8 @@ with BlockingDatabase(sys.argv[1]) as db:
         lambda: db.transaction().__enter__(),
     ):
         main = threading.main_thread().ident
-        threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
         try:
+            threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
             write()
         except KeyboardInterrupt:
             print("interrupted")

@@ -207,7 +207,8 @@ class Backend:
 
 @dataclass
 class World:
-    """A realm, its flusher at work, an author and a reader, and connections for two backends."""
+    """A realm, its flusher at work, an author and a reader, and two backends' connections, with
+    one each to look at what it waits for."""
 
     store: PostgresStore
     hub: Hub
@@ -215,7 +216,7 @@ class World:
     author: Client
     reader: Client
     backends: Sequence[Any]
-    looks: Any
+    looks: Sequence[Any]
     seen: dict[Row, Document]
     number: int = 0
     step: int = 0
@@ -235,11 +236,13 @@ class World:
         self.hear(scenario, offset)
         plans = ((scenario.x, first), (scenario.y, other))
         self.acting = [
-            Backend(connection, [each.format(*ids) for each in statements], start, self.looks)
-            for connection, (statements, start) in zip(self.backends, plans, strict=True)
+            Backend(connection, [each.format(*ids) for each in statements], start, looks)
+            for connection, looks, (statements, start) in zip(
+                self.backends, self.looks, plans, strict=True
+            )
         ]
         self.step, self.number = 0, self.number + 1
-        now = await self.looks.fetchval("SELECT (extract(epoch FROM now()) * 1000)::bigint")
+        now = await self.looks[0].fetchval("SELECT (extract(epoch FROM now()) * 1000)::bigint")
         self.flusher.push(self.author.member, pushed(self.number, scenario.push(now, ids)))
         answer = await answered(self.author, self.number)
         await asyncio.gather(*(backend.finish() for backend in self.acting))
@@ -272,7 +275,7 @@ class World:
     async def check(self, scenario: Scenario, offset: int, *, taken: bool) -> None:
         """Tables, documents and the reader are equal, and numbers exact."""
         tables = {each.id: each for each in await self.store.registry()}
-        stored = await self.looks.fetch("SELECT tbl, key, document FROM _reunite_documents")
+        stored = await self.looks[0].fetch("SELECT tbl, key, document FROM _reunite_documents")
         documents = {(r["tbl"], unpack_key(r["key"])[0]): decode(r["document"]) for r in stored}
         assert {row: encode(d) for row, d in documents.items()} == {
             row: encode(d) for row, d in self.seen.items()
@@ -280,7 +283,7 @@ class World:
         for each in tables.values():
             in_table = {
                 row[0]: tuple(row[1:])
-                for row in await self.looks.fetch(f'SELECT * FROM "{each.name}"')
+                for row in await self.looks[0].fetch(f'SELECT * FROM "{each.name}"')
             }
             in_documents = {
                 key: values(each, document)
@@ -316,11 +319,11 @@ async def opened(url: str, stack: AsyncExitStack) -> World:
         client.hear()
         clients.append(client)
     connections = []
-    for _ in range(3):
+    for _ in range(4):
         connections.append(await asyncpg.connect(url))
         stack.push_async_callback(connections[-1].close)
     author, reader = clients
-    world = World(store, hub, flusher, author, reader, connections[:2], connections[2], {})
+    world = World(store, hub, flusher, author, reader, connections[:2], connections[2:], {})
     store._connection = Stepped(store._connection, world.before)  # type: ignore[assignment]
     running = asyncio.create_task(flusher.run())
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reunite_transport.messages import Commit, Rejected
 from reunite_transport.relay.metrics import COMMIT_SECONDS, CONTENT_TYPE, Metrics
-from reunite_transport.relay.store import Busy, RowChange, StoreError, Violation
+from reunite_transport.relay.store import Busy, Look, RowChange, StoreError, Violation
 from reunite_transport.relay.tally import Tally
 from tests.transport.relay.clients import push, todo
 from tests.transport.relay.memory_store import MemoryStore
@@ -169,16 +170,23 @@ def test_connections_and_pages_of_the_feed_are_counted() -> None:
     asyncio.run(scenario())
 
 
-def test_rows_of_a_backend_are_shown_while_they_wait_and_when_they_are_in() -> None:
+def test_rows_of_a_backend_are_shown_while_they_wait_and_when_they_are_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def scenario() -> None:
         async with running() as world:
             service = world.relay.service
             found = await scraped(world)
             assert found["reunite_captured_rows"] == found["reunite_captured_lag_seconds"] == 0
-            service.captured_rows, service.captured_lag_seconds = 7, 1.5
+            look = await service.store.look()
+
+            async def waiting() -> Look:
+                return replace(look, waiting=7, lag_seconds=1.5)
+
+            monkeypatch.setattr(service.store, "look", waiting)
+            monkeypatch.setattr(service.flusher, "fold_soon", lambda _: None)
             service.metrics.folded(3)
-            found = await scraped(world)
-            assert found["reunite_captured_rows"] == 7
+            found = await scraped_when(world, "reunite_captured_rows", 7)
             assert found["reunite_captured_lag_seconds"] == 1.5
             assert found["reunite_backend_rows_folded_total"] == 3
 
