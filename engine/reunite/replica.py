@@ -108,10 +108,12 @@ class Replica:
         self._data_version = -1
 
     @contextmanager
-    def transaction(self) -> Iterator[State]:
-        """One transaction with the replica's state, committed at the end or rolled back whole."""
+    def transaction(self, replica: int | None = None) -> Iterator[State]:
+        """One transaction with the replica's state, committed at the end or rolled back whole. Of a
+        session: `replica` is its greeting's; see `_check_replica`."""
         state = self.begin(self.conn)
         try:
+            _check_replica(state.meta, replica)
             yield state
             self.commit(state)
         except BaseException:
@@ -335,10 +337,11 @@ class Replica:
         offset_ms: int,
         fork: bool,
         known: Sequence[tuple[int, int]],
+        replica: int | None = None,
     ) -> None:
         """Take in the relay's answer to the greeting. After a `fork` greet again: the replica has
-        a new id. Raises RealmMismatch."""
-        with self.transaction() as state:
+        a new id. `replica` is as for `receive`. Raises RealmMismatch."""
+        with self.transaction(replica) as state:
             fold_strangers(state)
             meta = state.meta
             _check_realm(meta, realm)
@@ -356,13 +359,13 @@ class Replica:
                 verdicts.rejoin(state, known)
             elif known:
                 verdicts.mark_known(state, known, counted_from=meta.acknowledged)
-                meta.acknowledged = max(number for number, _ in known)
+                meta.acknowledged = max(meta.acknowledged, *(number for number, _ in known))
                 state.save("acknowledged")
 
-    def refill(self, *, realm: bytes, tables: Sequence[Table]) -> int:
+    def refill(self, *, realm: bytes, tables: Sequence[Table], replica: int | None = None) -> int:
         """The relay was restored from a backup: make ready to offer what it had stated, and greet
-        again. Returns the number of rows. Raises RealmMismatch."""
-        with self.transaction() as state:
+        again. `replica` is as for `receive`. Returns the number of rows. Raises RealmMismatch."""
+        with self.transaction(replica) as state:
             fold_strangers(state)
             _check_realm(state.meta, realm)
             return refill.refill(state, tables)
@@ -398,12 +401,9 @@ class Replica:
         replica: int | None = None,
     ) -> bool:
         """Take in a page or a live commit; True when it is in the tables now. See `inbox`.
-
         `reloads` and `replica` are what the session's greeting said. Raises SyncError `reload` when
-        the file is to be loaded again since then, `fenced` when it has become another replica.
-        """
-        with self.transaction() as state:
-            _check_replica(state.meta, replica)
+        the file is to be loaded again since then, `fenced` when it has become another replica."""
+        with self.transaction(replica) as state:
             if reloads is not None:
                 reload.check(state, reloads)
             fold_strangers(state)
@@ -424,8 +424,7 @@ class Replica:
     def know(self, pairs: Sequence[tuple[int, int]], *, replica: int | None = None) -> None:
         """These numbers were committed at these seqs while the stream was not live. `replica` is as
         for `receive`."""
-        with self.transaction() as state:
-            _check_replica(state.meta, replica)
+        with self.transaction(replica) as state:
             fold_strangers(state)
             inbox.know(state, pairs)
             if any(seq <= state.meta.seq for _, seq in pairs):
@@ -439,10 +438,12 @@ class Replica:
         reason: str,
         message: str,
         rows: Sequence[tuple[int, bytes]] = (),
+        replica: int | None = None,
     ) -> list[Rejection]:
         """Take in a refusal and revert; the next push has this number. `rows` are those that the
-        reason concerns, by the registry's table id and packed key. Raises FormatError."""
-        with self.transaction() as state:
+        reason concerns, by the registry's table id and packed key. `replica` is as for `receive`.
+        Raises FormatError."""
+        with self.transaction(replica) as state:
             fold_strangers(state)
             named = [_ref(state, table, key) for table, key in rows]
             # What is taken back is a change of this file's own.
@@ -460,8 +461,7 @@ class Replica:
         under way or the registry lacks a table. `replica` is as for `receive`."""
         if not self.unsent() and not self._has_news():
             return []
-        with self.transaction() as state:
-            _check_replica(state.meta, replica)
+        with self.transaction(replica) as state:
             fold_strangers(state)
             if not state.meta.loaded or registry.undescribed(state) or inbox.outbox_adopts(state):
                 return []

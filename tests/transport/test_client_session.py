@@ -15,7 +15,9 @@ from reunite.schema import Table
 from reunite_transport.client_session import ClientSession, Ended, HistoryTold, Live
 from reunite_transport.codec import decode, encode
 from reunite_transport.messages import (
+    Behind,
     ClientMessage,
+    Commit,
     Describe,
     Hello,
     Known,
@@ -169,6 +171,75 @@ def test_a_welcome_that_comes_twice_is_taken_once(verdict: Verdict, peer: Peer) 
     assert played.say(welcome) == []
     assert peer.replica.standing().replica == hello.replica
     assert [changeset.seq for changeset in everything(peer.engine)] == waiting
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        replace(WELCOME, known=((1, 5), (2, 5))),
+        replace(WELCOME, verdict=Verdict.FORK, known=((1, 5), (2, 5))),
+        replace(WELCOME, verdict=Verdict.LOST),
+    ],
+    ids=lambda answer: answer.verdict.value,
+)
+def test_a_welcome_of_before_another_session_took_the_file_over_is_not_taken(
+    answer: Welcome, peer: Peer
+) -> None:
+    """It counts by the numbers of the replica that greeted, and the file's are another's now."""
+    peer.track("one")
+    peer.commit("INSERT INTO one VALUES (2)")
+    older, newer = Played(peer), Played(peer)
+    newer.say(replace(WELCOME, verdict=Verdict.FORK))
+    now = peer.replica.standing()
+    assert older.say(answer) == []
+    assert older.has_ended()
+    assert peer.replica.standing() == now
+    assert [changeset.seq for changeset in everything(peer.engine)] == [None, None]
+    assert peer.replica.acknowledged() == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Known(((2, 5),)),
+        Commit(2, b"token 89", (2,), ()),
+        Commit(2, b"token 89", (), ()),
+        Rejected(2, b"a nonce.", "constraint", "no", ()),
+        Page((), 2, b"", True, b"token 89"),
+    ],
+    ids=lambda answer: type(answer).__name__,
+)
+def test_what_is_told_to_a_session_is_not_taken_once_another_took_the_file_over(
+    answer: RelayMessage, peer: Peer
+) -> None:
+    peer.track("one")
+    older = Played(peer)
+    older.say(older.register(*described(older.say(WELCOME))))
+    assert [type(message) for message in older.say(EMPTY_REALM)] == [Push]
+    peer.commit("INSERT INTO one VALUES (2)")
+    assert [type(message) for message in older.tick()] == [Push]
+    if isinstance(answer, Page):
+        older.say(Behind(2))
+    elif isinstance(answer, Rejected):
+        answer = replace(answer, nonce=list(everything(peer.engine))[1].nonce)
+    newer = Played(peer)
+    newer.say(replace(WELCOME, verdict=Verdict.FORK))
+    now = peer.replica.standing()
+    assert older.say(answer) == []
+    assert older.has_ended()
+    assert peer.replica.standing() == now
+    assert [changeset.seq for changeset in everything(peer.engine)] == [None, None]
+
+
+def test_a_session_sends_nothing_in_the_name_that_another_gave_the_file(peer: Peer) -> None:
+    peer.track("one")
+    older = Played(peer)
+    older.say(older.register(*described(older.say(WELCOME))))
+    older.say(EMPTY_REALM)
+    Played(peer).say(replace(WELCOME, verdict=Verdict.FORK))
+    peer.commit("INSERT INTO one VALUES (2)")
+    assert older.tick() == []
+    assert older.has_ended()
 
 
 @pytest.mark.parametrize(

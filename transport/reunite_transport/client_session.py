@@ -322,13 +322,19 @@ class ClientSession:
             message.sent_ms, message.now_ms, self._now_ms, self._replica.offset_ms()
         )
         if message.verdict == Verdict.LOST:
-            rows = self._replica.refill(realm=message.realm, tables=message.tables)
+            rows = self._replica.refill(
+                realm=message.realm, tables=message.tables, replica=self._id
+            )
             self._events.append(Refilling(rows))
             self._greet()
             return
         fork = message.verdict == Verdict.FORK
         self._replica.welcome(
-            realm=message.realm, offset_ms=offset_ms, fork=fork, known=message.known
+            realm=message.realm,
+            offset_ms=offset_ms,
+            fork=fork,
+            known=message.known,
+            replica=self._id,
         )
         if fork:
             self._greet()
@@ -397,7 +403,12 @@ class ClientSession:
 
     def _on_rejected(self, message: Rejected) -> None:
         given_up = self._replica.reject(
-            message.number, message.nonce, message.reason, message.message, message.rows
+            message.number,
+            message.nonce,
+            message.reason,
+            message.message,
+            message.rows,
+            replica=self._id,
         )
         self._events.extend(GaveUp(r.reason, r.message, r.rows) for r in given_up)
         if message.reason == "clock-ahead":
