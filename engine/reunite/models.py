@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import MetaData, Table, inspect
 from sqlalchemy.engine import Connection
-from sqlalchemy.types import Uuid
+from sqlalchemy.types import Interval, Uuid
 
 from reunite import adopt
 from reunite.errors import TableError
@@ -31,6 +31,8 @@ def create(
                 f"is in the schema {table.schema!r}, and a file has no schemas; leave it out of"
                 " the model, and give Postgres's connections a search_path",
             )
+        if not table.info.get("local_only"):
+            _check_intervals(table)
     with lent(conn) as engine, engine.connect() as connection:
         for table in wanted:
             _check_uuids(connection, table)
@@ -44,6 +46,18 @@ def create(
             f"{error.reason}; or keep it in this file alone, with the table's argument"
             ' info={"local_only": True}',
         ) from error
+
+
+def _check_intervals(table: Table) -> None:
+    """Refuse what Postgres keeps as an interval: a file's is a moment after the epoch, and so would
+    be what the relay makes of it, which the model would then read as something else there."""
+    for column in table.columns:
+        if isinstance(column.type, Interval) and column.type.native:
+            raise TableError(
+                table.name,
+                f"column {column.name!r} is an Interval, which is another value in Postgres than in"
+                " a file; say Interval(native=False) in the model, which is the same in both",
+            )
 
 
 def _check_uuids(connection: Connection, table: Table) -> None:

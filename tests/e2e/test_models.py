@@ -54,6 +54,7 @@ class Thing(Base):
     )
     day: Mapped[date | None]
     clock: Mapped[time | None]
+    lasts: Mapped[timedelta | None] = mapped_column(sa.Interval(native=False))
     price: Mapped[Decimal | None] = mapped_column(sa.Numeric(10, 2))
     color: Mapped[Color | None] = mapped_column(sa.Enum(Color, native_enum=False))
     facts: Mapped[Any | None] = mapped_column(sa.JSON)
@@ -87,6 +88,7 @@ def things(count: int) -> list[Thing]:
                 seen=moment.replace(tzinfo=timezone(timedelta(hours=n))),
                 day=date(2024, 2, 29),
                 clock=time(23, 59, 59, n),
+                lasts=timedelta(days=-400 * n, hours=30, microseconds=n),
                 price=Decimal("1234.50") + n,
                 color=Color.BLUE,
                 facts={"a": [1, None, "é"]},

@@ -133,6 +133,21 @@ def test_a_table_that_cannot_be_tracked_is_named_and_nothing_is_made(use: Use) -
     use(work)
 
 
+def test_an_interval_is_refused_where_postgres_would_have_another(use: Use) -> None:
+    async def work(db: Database) -> None:
+        metadata = sa.MetaData()
+        key = sa.Column("id", sa.Integer, primary_key=True)
+        laps = sa.Table("laps", metadata, key, sa.Column("time", sa.Interval))
+        with pytest.raises(TableError, match=r"'laps'.*'time'.*Interval\(native=False\)"):
+            await db.create_all(metadata)
+        assert await names(db, "table") == []
+        laps.info["local_only"] = True
+        await db.create_all(metadata)
+        assert await names(db, "table") == ["laps"]
+
+    use(work)
+
+
 def test_a_table_of_a_schema_is_refused(use: Use) -> None:
     metadata = sa.MetaData(schema="app")
     sa.Table("t", metadata, sa.Column("id", sa.Integer, primary_key=True))
