@@ -123,6 +123,8 @@ class Meta:
     turn: int = 0
     # Names the log of changes that the app follows; 0 while it follows none. See `changes`.
     feed: int = 0
+    # How often a session has greeted a relay: the last one alone speaks for the file.
+    greetings: int = 0
     # How often everything was to be loaded again, so that sessions which began before are known;
     # and 1 until it is.
     reloads: int = 0

@@ -24,6 +24,7 @@ from reunite.capture import last_captured
 from reunite.changeset import fold_strangers
 from reunite.clock import OFFSET_MS_MIN
 from reunite.errors import FormatError, RealmMismatch, SyncError
+from reunite.greeting import Greeting, check_latest, greet
 from reunite.keys import key_values, pack_key, stored_key, unpack_key
 from reunite.payload import RowRef, Statement
 from reunite.rebase import merging_rows
@@ -32,23 +33,6 @@ from reunite.schema import Table, ascii_lower, table_names
 from reunite.state import Chance, State, StateCache
 from reunite.turns import Turns
 from reunite.verdicts import Rejection
-
-# More pending nonces than this are not listed in a greeting; the rest follow from the order.
-NONCES_LISTED_MAX = 65_536
-
-
-class Greeting(NamedTuple):
-    """What this replica says of itself when it meets a relay; see the protocol's Hello."""
-
-    realm: bytes | None
-    replica: int
-    acknowledged: int
-    nonces: tuple[bytes, ...]
-    seq: int
-    token: bytes
-    # How often the file was to be loaded again, and how many rows it has while it is.
-    reloads: int = 0
-    reloading_rows: int = 0
 
 
 class OutgoingRows(NamedTuple):
@@ -108,12 +92,12 @@ class Replica:
         self._data_version = -1
 
     @contextmanager
-    def transaction(self, replica: int | None = None) -> Iterator[State]:
+    def transaction(self, greeting: int | None = None) -> Iterator[State]:
         """One transaction with the replica's state, committed at the end or rolled back whole. Of a
-        session: `replica` is its greeting's; see `_check_replica`."""
+        session: `greeting` is its greeting's number; see `greeting`."""
         state = self.begin(self.conn)
         try:
-            _check_replica(state.meta, replica)
+            check_latest(state.meta, greeting)
             yield state
             self.commit(state)
         except BaseException:
@@ -319,16 +303,7 @@ class Replica:
         with self.transaction() as state:
             fold_strangers(state)
             inbox.forget_waiting(state)
-            meta = state.meta
-            return Greeting(
-                meta.realm,
-                meta.replica,
-                meta.acknowledged,
-                tuple(outbox.nonces(state.conn, NONCES_LISTED_MAX)),
-                *_furthest(meta),
-                meta.reloads,
-                _count_bases(state.conn) if meta.reloading else 0,
-            )
+            return greet(state)
 
     def welcome(
         self,
@@ -337,11 +312,11 @@ class Replica:
         offset_ms: int,
         fork: bool,
         known: Sequence[tuple[int, int]],
-        replica: int | None = None,
+        greeting: int | None = None,
     ) -> None:
         """Take in the relay's answer to the greeting. After a `fork` greet again: the replica has
-        a new id. `replica` is as for `receive`. Raises RealmMismatch."""
-        with self.transaction(replica) as state:
+        a new id. `greeting` is as for `receive`. Raises RealmMismatch."""
+        with self.transaction(greeting) as state:
             fold_strangers(state)
             meta = state.meta
             _check_realm(meta, realm)
@@ -362,17 +337,18 @@ class Replica:
                 meta.acknowledged = max(meta.acknowledged, *(number for number, _ in known))
                 state.save("acknowledged")
 
-    def refill(self, *, realm: bytes, tables: Sequence[Table], replica: int | None = None) -> int:
+    def refill(self, *, realm: bytes, tables: Sequence[Table], greeting: int | None = None) -> int:
         """The relay was restored from a backup: make ready to offer what it had stated, and greet
-        again. `replica` is as for `receive`. Returns the number of rows. Raises RealmMismatch."""
-        with self.transaction(replica) as state:
+        again. `greeting` is as for `receive`. Returns the number of rows. Raises RealmMismatch."""
+        with self.transaction(greeting) as state:
             fold_strangers(state)
             _check_realm(state.meta, realm)
             return refill.refill(state, tables)
 
-    def take_registry(self, tables: Sequence[Table]) -> list[Table]:
-        """Take over the realm's tables; returns those that the relay lacks, parents first."""
-        with self.transaction() as state:
+    def take_registry(self, tables: Sequence[Table], *, greeting: int | None = None) -> list[Table]:
+        """Take over the realm's tables; returns those that the relay lacks, parents first.
+        `greeting` is as for `receive`."""
+        with self.transaction(greeting) as state:
             fold_strangers(state)
             registry.take_registry(state, tables)
             notice_schema_changes(state)
@@ -398,12 +374,12 @@ class Replica:
         within: bytes = b"",
         choice: adopt.Choice | None = None,
         reloads: int | None = None,
-        replica: int | None = None,
+        greeting: int | None = None,
     ) -> bool:
         """Take in a page or a live commit; True when it is in the tables now. See `inbox`.
-        `reloads` and `replica` are what the session's greeting said. Raises SyncError `reload` when
-        the file is to be loaded again since then, `fenced` when it has become another replica."""
-        with self.transaction(replica) as state:
+        `reloads` and `greeting` are what `greeting()` said to the session. Raises SyncError
+        `reload` when the file is to be loaded again since then, `fenced` when another greeted."""
+        with self.transaction(greeting) as state:
             if reloads is not None:
                 reload.check(state, reloads)
             fold_strangers(state)
@@ -412,19 +388,20 @@ class Replica:
                 adopt.reconcile(state, choice)
             return done
 
-    def reconcile(self, choice: adopt.Choice | None = None) -> None:
-        """Compare what was adopted since the last load with the realm. Raises AdoptionConflict."""
+    def reconcile(self, choice: adopt.Choice | None = None, *, greeting: int | None = None) -> None:
+        """Compare what was adopted since the last load with the realm. `greeting` is as for
+        `receive`. Raises AdoptionConflict."""
         with self.reading() as state:
             if not state.meta.loaded or not inbox.outbox_adopts(state):
                 return
-        with self.transaction() as state:
+        with self.transaction(greeting) as state:
             fold_strangers(state)
             adopt.reconcile(state, choice)
 
-    def know(self, pairs: Sequence[tuple[int, int]], *, replica: int | None = None) -> None:
-        """These numbers were committed at these seqs while the stream was not live. `replica` is as
-        for `receive`."""
-        with self.transaction(replica) as state:
+    def know(self, pairs: Sequence[tuple[int, int]], *, greeting: int | None = None) -> None:
+        """These numbers were committed at these seqs while the stream was not live. `greeting` is
+        as for `receive`."""
+        with self.transaction(greeting) as state:
             fold_strangers(state)
             inbox.know(state, pairs)
             if any(seq <= state.meta.seq for _, seq in pairs):
@@ -438,12 +415,12 @@ class Replica:
         reason: str,
         message: str,
         rows: Sequence[tuple[int, bytes]] = (),
-        replica: int | None = None,
+        greeting: int | None = None,
     ) -> list[Rejection]:
         """Take in a refusal and revert; the next push has this number. `rows` are those that the
-        reason concerns, by the registry's table id and packed key. `replica` is as for `receive`.
+        reason concerns, by the registry's table id and packed key. `greeting` is as for `receive`.
         Raises FormatError."""
-        with self.transaction(replica) as state:
+        with self.transaction(greeting) as state:
             fold_strangers(state)
             named = [_ref(state, table, key) for table, key in rows]
             # What is taken back is a change of this file's own.
@@ -455,13 +432,13 @@ class Replica:
             return rejections
 
     def outgoing(
-        self, *, changesets_max: int, bytes_max: int, replica: int | None = None
+        self, *, changesets_max: int, bytes_max: int, greeting: int | None = None
     ) -> list[Outgoing]:
         """Freeze and return the next changesets to send, in order; none while a first load is
-        under way or the registry lacks a table. `replica` is as for `receive`."""
+        under way or the registry lacks a table. `greeting` is as for `receive`."""
         if not self.unsent() and not self._has_news():
             return []
-        with self.transaction(replica) as state:
+        with self.transaction(greeting) as state:
             fold_strangers(state)
             if not state.meta.loaded or registry.undescribed(state) or inbox.outbox_adopts(state):
                 return []
@@ -474,12 +451,12 @@ class Replica:
             return [_outgoing(state, changeset) for changeset in taken]
 
     def unanswered(
-        self, after: int, *, changesets_max: int, replica: int | None = None
+        self, after: int, *, changesets_max: int, greeting: int | None = None
     ) -> list[Outgoing]:
-        """Changesets that were sent before above this number and have no verdict. `replica` is as
+        """Changesets that were sent before above this number and have no verdict. `greeting` is as
         for `receive`."""
         with self.reading() as state:
-            _check_replica(state.meta, replica)
+            check_latest(state.meta, greeting)
             sent = outbox.sent(state.conn, after, changesets_max=changesets_max)
             return [_outgoing(state, changeset) for changeset in sent]
 
@@ -510,27 +487,6 @@ def _ref(state: State, table: int, key: bytes) -> RowRef:
     if tracked is None:
         raise FormatError(f"a row of table {table}, which the registry does not have")
     return RowRef(tracked.id, stored_key(unpack_key(key)))
-
-
-def _count_bases(conn: sqlite3.Connection) -> int:
-    found: int = conn.execute(
-        "SELECT count(*) FROM _reunite_rows WHERE base IS NOT NULL"
-    ).fetchone()[0]
-    return found
-
-
-def _furthest(meta: Meta) -> tuple[int, bytes]:
-    """The last commit of the relay's that the file knows, so that the relay can tell whether it
-    still has it: where a load goes on, or the cursor."""
-    if meta.load_seq is not None and meta.load_token:
-        return meta.load_seq, meta.load_token
-    return (meta.seq, meta.token) if meta.loaded else (0, b"")
-
-
-def _check_replica(meta: Meta, replica: int | None) -> None:
-    """Raise SyncError when the session's numbers and stamps are another replica's."""
-    if replica is not None and meta.replica != replica:
-        raise SyncError("another sync of this file took over and gave it another id", "fenced")
 
 
 def _check_realm(meta: Meta, realm: bytes) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from reunite.clock import NEVER
+from reunite.clock import NEVER, stamp
 from reunite.document import Document
 from reunite.document import encode as encode_document
+from reunite.keys import pack_key
 from reunite.outbox import everything
 from reunite.overwritten import Loss
 from reunite.schema import Table
@@ -30,6 +31,7 @@ from reunite_transport.messages import (
     Rejected,
     RelayMessage,
     Resume,
+    Section,
     Verdict,
     Welcome,
 )
@@ -237,6 +239,80 @@ def test_a_session_sends_nothing_in_the_name_that_another_gave_the_file(peer: Pe
     older.say(older.register(*described(older.say(WELCOME))))
     older.say(EMPTY_REALM)
     Played(peer).say(replace(WELCOME, verdict=Verdict.FORK))
+    peer.commit("INSERT INTO one VALUES (2)")
+    assert older.tick() == []
+    assert older.has_ended()
+
+
+def one(number: int) -> Section:
+    """Some row of the table `one`, as a relay states it."""
+    made = stamp(START_MS << 16, 77)
+    document = Document(made, made, NEVER, {})
+    return Section(1, (pack_key((number,)),), (encode_document(document),))
+
+
+def test_a_commit_of_before_another_session_greeted_does_not_put_the_file_back(peer: Peer) -> None:
+    """It was under way when the relay let the other one in, which has loaded more."""
+    peer.track("one")
+    older = Played(peer)
+    older.say(older.register(*described(older.say(WELCOME))))
+    older.say(EMPTY_REALM)
+    newer = Played(peer)
+    newer.say(replace(WELCOME, tables=older.register().tables))
+    newer.say(Page((one(5),), 7, b"", True, b"token 90"))
+    now = peer.replica.standing()
+    assert now.seq == 7
+    assert older.say(Commit(2, b"token 89", (), ())) == []
+    assert peer.replica.standing() == now
+    assert older.has_ended()
+
+
+def test_a_page_of_before_another_session_greeted_begins_no_load_anew(peer: Peer) -> None:
+    """Where a load goes on is the file's, and both sessions had asked from there."""
+    peer.track("one")
+    older = Played(peer)
+    tables = described(older.say(WELCOME))
+    assert [type(message) for message in older.say(older.register(*tables))] == [Pull]
+    newer = Played(peer)
+    newer.say(replace(WELCOME, tables=older.register().tables))
+    newer.say(Page((one(5),), 7, b"", True, b"token 90"))
+    older.say(Page((one(5),), 3, b"there", False, b"token 88"))
+    assert peer.replica.position() == (7, b"")
+    assert older.has_ended()
+
+
+def test_a_refusal_of_before_another_session_greeted_is_not_taken(peer: Peer) -> None:
+    """The other one has pushed the same work, which the relay may take by now: given up, its
+    number would go to other work, and that work count as taken."""
+    peer.track("one")
+    older = Played(peer)
+    older.say(older.register(*described(older.say(WELCOME))))
+    older.say(EMPTY_REALM)
+    peer.commit("INSERT INTO one VALUES (2)")
+    older.tick()
+    newer = Played(peer)
+    _, second = everything(peer.engine)
+    newer.say(replace(WELCOME, known=((1, 2),), tables=older.register().tables))
+    pushed = newer.say(Page((one(1),), 2, b"", True, b"token 89"))
+    assert [message.nonce for message in pushed if isinstance(message, Push)] == [second.nonce]
+    older.say(Rejected(2, second.nonce, "constraint", "no", ()))
+    peer.commit("INSERT INTO one VALUES (3)")
+    newer.tick()
+    newer.say(Commit(3, b"token 90", (2,), ()))
+    (left,) = everything(peer.engine)
+    assert (left.number, left.seq) == (3, None)
+    assert peer.rows("SELECT id FROM one") == [(1,), (2,), (3,)]
+    assert older.has_ended()
+
+
+def test_a_session_that_another_followed_sends_nothing(peer: Peer) -> None:
+    """What it would send is not in the other's greeting, so that the relay took the file for a
+    copy."""
+    peer.track("one")
+    older = Played(peer)
+    older.say(older.register(*described(older.say(WELCOME))))
+    older.say(EMPTY_REALM)
+    Played(peer)
     peer.commit("INSERT INTO one VALUES (2)")
     assert older.tick() == []
     assert older.has_ended()

@@ -166,8 +166,8 @@ class ClientSession:
         self._pulling = False
         self._live = False
         self._sent = 0
-        # What the greeting said: whose numbers and stamps this session's are.
-        self._id: int | None = None
+        # The number of its greeting: once another session of the file has greeted, this one ends.
+        self._greeting = 0
         self._in_flight: dict[int, int] = {}
         # One changeset after a refusal, as all that follows it is sent again after each; doubled by
         # what is taken.
@@ -277,7 +277,7 @@ class ClientSession:
             for number, _ in message.pairs:
                 self._in_flight.pop(number, None)
             self._window = min(2 * self._window, WINDOW_CHANGESETS)
-            self._replica.know(message.pairs, replica=self._id)
+            self._replica.know(message.pairs, greeting=self._greeting)
             self._events.append(Acknowledged(len(message.pairs)))
             self._push()
         elif isinstance(message, Behind):
@@ -294,7 +294,7 @@ class ClientSession:
 
     def _greet(self) -> None:
         mine = self._replica.greeting()
-        self._sent, self._id = mine.acknowledged, mine.replica
+        self._sent, self._greeting = mine.acknowledged, mine.number
         self._reloads, self._reloading_rows = mine.reloads, mine.reloading_rows
         self._in_flight.clear()
         # Of its own, so that a Welcome names the Hello that it answers.
@@ -323,7 +323,7 @@ class ClientSession:
         )
         if message.verdict == Verdict.LOST:
             rows = self._replica.refill(
-                realm=message.realm, tables=message.tables, replica=self._id
+                realm=message.realm, tables=message.tables, greeting=self._greeting
             )
             self._events.append(Refilling(rows))
             self._greet()
@@ -334,7 +334,7 @@ class ClientSession:
             offset_ms=offset_ms,
             fork=fork,
             known=message.known,
-            replica=self._id,
+            greeting=self._greeting,
         )
         if fork:
             self._greet()
@@ -347,7 +347,7 @@ class ClientSession:
         self._on_registry(message.tables)
 
     def _on_registry(self, tables: Sequence[Table]) -> None:
-        missing = self._replica.take_registry(tables)
+        missing = self._replica.take_registry(tables, greeting=self._greeting)
         self._events.append(TablesChanged(self._replica.standing().left_alone))
         if missing:
             self._describe(missing)
@@ -374,7 +374,7 @@ class ClientSession:
             within=message.within,
             choice=self._choice,
             reloads=self._reloads,
-            replica=self._id,
+            greeting=self._greeting,
         )
         rows = sum(len(section.keys) for section in message.sections)
         self._events.append(Received(rows, applied))
@@ -389,7 +389,7 @@ class ClientSession:
             _stated(message.sections), message.seq, message.token, True, message.acknowledged
         )
         applied = self._replica.receive(
-            statement, choice=self._choice, reloads=self._reloads, replica=self._id
+            statement, choice=self._choice, reloads=self._reloads, greeting=self._greeting
         )
         for number in message.acknowledged:
             self._in_flight.pop(number, None)
@@ -408,7 +408,7 @@ class ClientSession:
             message.reason,
             message.message,
             message.rows,
-            replica=self._id,
+            greeting=self._greeting,
         )
         self._events.extend(GaveUp(r.reason, r.message, r.rows) for r in given_up)
         if message.reason == "clock-ahead":
@@ -427,7 +427,7 @@ class ClientSession:
         if missing:
             self._describe(missing)
         else:
-            self._replica.reconcile(self._choice)
+            self._replica.reconcile(self._choice, greeting=self._greeting)
             self._push()
 
     def _describe(self, tables: Sequence[Table]) -> None:
@@ -446,10 +446,12 @@ class ClientSession:
             if room <= 0:
                 return
             many = self._window - len(self._in_flight)
-            ready = self._replica.unanswered(self._sent, changesets_max=many, replica=self._id)
+            ready = self._replica.unanswered(
+                self._sent, changesets_max=many, greeting=self._greeting
+            )
             if not ready:
                 ready = self._replica.outgoing(
-                    changesets_max=many, bytes_max=room, replica=self._id
+                    changesets_max=many, bytes_max=room, greeting=self._greeting
                 )
             if not ready:
                 return

@@ -22,6 +22,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar, get_args
 from reunite.adopt import Choice
 from reunite.database import HistorySource
 from reunite.errors import CatchUpTimeout, SyncError, UsageError
+from reunite.greeting import FENCED
 from reunite.overwritten import Loss
 from reunite.reload import RELOAD
 from reunite.replica import Replica
@@ -337,7 +338,7 @@ class Sync:
                 if self._live_since is not None and now - self._live_since > wait:
                     wait = BACK_OFF_SECONDS[0]
                 last = self._status.last_error
-                if last is not None and last.code == "fenced":
+                if last is not None and last.code == FENCED:
                     # Another sync of this file took over; taking turns with it would help nobody.
                     wait = max(wait, FENCED_SECONDS)
                 pause = wait * self._spread(0.5, 1.0)
