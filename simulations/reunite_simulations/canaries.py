@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final, TypeAlias
 from unittest.mock import patch
 
-from reunite import columns, document, fold, inbox, outbox, rebase, verdicts
+from reunite import columns, document, fold, inbox, outbox, rebase, replica, verdicts
 from reunite.cells import counter, yjs
 from reunite.cells.kinds import Author, Edit
 from reunite.cells.text_edit import Replacement
@@ -251,6 +251,11 @@ def goes_on_in_a_lost_history() -> AbstractContextManager[object]:
     return patch.object(sqlite_store, "_head_in", head_in)
 
 
+def heeds_older_sessions() -> AbstractContextManager[object]:
+    """A session goes on when another one of its file has greeted since."""
+    return patch.object(replica, "check_latest", lambda *_: None)
+
+
 def keeps_no_trace() -> AbstractContextManager[object]:
     """What is given up is told of, and not kept in the file."""
 
@@ -397,6 +402,7 @@ CANARIES: Final[Mapping[str, Canary]] = {
         folds_against_the_document,
         shows_page_by_page,
         goes_on_in_a_lost_history,
+        heeds_older_sessions,
         keeps_no_trace,
         counts_from_the_document,
         counts_the_whole_number,

@@ -248,6 +248,21 @@ async def backup(world: "World", chance: EventChance) -> None:
         world.died(client)
 
 
+async def second(world: "World", chance: EventChance) -> None:
+    """A second sync of a client's file comes and goes beside the first."""
+    client = _pick_up(world, chance)
+    if client is None:
+        return
+    world.note_fault(chance)
+    relay, life = chance.pick(world.relays).name, client.lives
+    for _ in range(chance.randint(1, 10)):
+        if not client.up or client.lives != life:
+            return
+        world.note("second", client.name, relay)
+        async with client.second_sync(relay, chance):
+            await chance.pause(0.2, 15)
+
+
 async def lost(world: "World", chance: EventChance) -> None:
     """A client's machine is gone with its file, and its user goes on with an empty one."""
     client = _pick_up(world, chance)
@@ -434,6 +449,7 @@ FAULTS: Final[Mapping[str, tuple[Fault, float, str]]] = {
     "relay-disk": (relay_disk, 120.0, "disk"),
     "copied": (copied, 200.0, "copy"),
     "backup": (backup, 150.0, "copy"),
+    "second": (second, 80.0, "copy"),
     "relay-crash": (relay_crash, 60.0, "relay"),
     "relay-roll": (relay_roll, 90.0, "relay"),
     "roam": (roam, 60.0, "relay"),

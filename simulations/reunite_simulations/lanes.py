@@ -37,6 +37,7 @@ _SAID: Final[Mapping[str, tuple[str, str]]] = {
     "disk": ("trouble", "its disk is nearly full"),
     "locked": ("trouble", "another program holds the file in a transaction"),
     "roam": ("trouble", "goes to {1}"),
+    "second": ("trouble", "its file is synced a second time, with {1}"),
     "rejected": ("rejected", "rejected, {1}: {2}"),
 }
 

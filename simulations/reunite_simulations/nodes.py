@@ -12,8 +12,8 @@ import asyncio
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -25,7 +25,9 @@ from reunite.errors import ReuniteError, SyncError
 from reunite.replica import Replica
 from reunite.state import Chance
 from reunite_simulations import observe
+from reunite_simulations.chance import EventChance
 from reunite_simulations.network import Socket
+from reunite_simulations.second import SecondDatabase
 from reunite_transport.client_session import Event
 from reunite_transport.relay.service import Limits, Service, open_service
 from reunite_transport.relay.sqlite_store import SqliteStore, open_sqlite
@@ -101,6 +103,8 @@ class Client:
     _engine: sqlite3.Connection | None = None
     _replica: Replica | None = None
     _task: asyncio.Task[None] | None = None
+    # Further syncs of the file, with their connections to it.
+    _seconds: dict[asyncio.Task[None], sqlite3.Connection | None] = field(default_factory=dict)
     _listeners: list[Callable[[], None]] = field(default_factory=list)
     # The files as a crash left them.
     _torn: Path | None = None
@@ -157,11 +161,36 @@ class Client:
         self._app = self._connect(foreign_keys=True)
         self._engine = self._connect(foreign_keys=False)
         self._app.create_function("julianday", 1, self.clock.julian_day)
-        replica = Replica(self._engine, chance=self._sources(), clock=self.clock)
+        replica = Replica(self._engine, chance=_sources(self.chance), clock=self.clock)
         replica.prepare()
         self._replica = replica
         self._listeners = []
-        self._task = asyncio.create_task(self._sync(), name=f"{self.name} sync")
+        opened = self._sync(self, lambda: self.relay, self.chance)
+        self._task = asyncio.create_task(opened, name=f"{self.name} sync")
+
+    @asynccontextmanager
+    async def second_sync(self, relay: str, chance: EventChance) -> AsyncIterator[None]:
+        """A second sync of the file meanwhile, for as long as this life lasts: through the same
+        `Replica`, or through one with a connection of its own, as another process has it."""
+        conn, replica = None, self.replica
+        if chance.random() < 0.5:
+            conn = self._connect(foreign_keys=False)
+            replica = Replica(conn, chance=_sources(chance), clock=self.clock)
+        db = SecondDatabase(self, replica, chance)
+        opened = self._sync(db, lambda: relay, chance)
+        task = asyncio.create_task(opened, name=f"{self.name} {chance.event}")
+        self._seconds[task] = conn
+        try:
+            yield
+            if task.done() and not task.cancelled():
+                # Raises what it ended by, if that was a fault of its own.
+                task.result()
+        finally:
+            task.cancel()
+            # Not there any more when the process has ended, which closes all.
+            conn = self._seconds.pop(task, None)
+            if conn is not None:
+                conn.close()
 
     def alive(self, function: Callable[..., T], *args: object) -> T:
         """Run a function of this process. Raises Crashed when the process died in it."""
@@ -253,8 +282,7 @@ class Client:
         # What is torn already has its own share.
         if self._torn is None:
             self.crash_after, self.crash_cut = statements, cut
-        for conn in (self._app, self._engine):
-            assert conn is not None
+        for conn in self._connections():
             conn.set_trace_callback(self._count)
 
     def _move_to(self, path: Path) -> None:
@@ -272,9 +300,8 @@ class Client:
 
     def limit_pages(self, room: int | None) -> None:
         """Leave the disk with room for so many more pages; None for plenty."""
-        for conn in (self._app, self._engine):
-            if conn is not None:
-                _limit_pages(conn, room)
+        for conn in self._connections():
+            _limit_pages(conn, room)
 
     def _write(self, work: Callable[[sqlite3.Connection], T], own: bool) -> T:
         conn = self.app
@@ -310,23 +337,19 @@ class Client:
             conn.execute("PRAGMA wal_autocheckpoint = 0")
         return conn
 
-    def _sources(self) -> Chance:
-        return Chance(
-            replica=lambda: self.chance.getrandbits(62) + 1,
-            nonce=lambda: self.chance.randbytes(8),
-        )
-
-    async def _sync(self) -> None:
+    async def _sync(
+        self, db: "Client | SecondDatabase", relay: Callable[[], str], chance: Random
+    ) -> None:
         def note(event: Event) -> None:
             self.events.append(event)
             self.world.heard(self, event)
 
         sync = Sync(
-            self,
-            f"sim://{self.relay}",
+            db,
+            f"sim://{relay()}",
             on_event=note,
-            open_socket=lambda: self.world.network.connect(self.name, self.relay),
-            spread=self.chance.uniform,
+            open_socket=lambda: self.world.network.connect(self.name, relay()),
+            spread=chance.uniform,
             poll_seconds=POLL_SECONDS,
         )
         try:
@@ -360,12 +383,19 @@ class Client:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        for task in self._seconds:
+            task.cancel()
         self.world.network.reset(self.name)
-        for conn in (self._app, self._engine):
-            if conn is not None:
-                conn.set_trace_callback(None)
-                conn.close()
+        for conn in self._connections():
+            conn.set_trace_callback(None)
+            conn.close()
         self._app = self._engine = None
+        self._seconds = {}
+
+    def _connections(self) -> list[sqlite3.Connection]:
+        """All that this process has to the file."""
+        some = (self._app, self._engine, *self._seconds.values())
+        return [conn for conn in some if conn is not None]
 
 
 @dataclass
@@ -489,6 +519,13 @@ class RelayNode:
 
     def _source(self, count: int) -> bytes:
         return self.chance.randbytes(count)
+
+
+def _sources(chance: Random) -> Chance:
+    return Chance(
+        replica=lambda: chance.getrandbits(62) + 1,
+        nonce=lambda: chance.randbytes(8),
+    )
 
 
 def _limit_pages(conn: sqlite3.Connection, room: int | None) -> None:

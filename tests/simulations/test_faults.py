@@ -213,7 +213,7 @@ def test_a_relay_that_dies_as_the_world_heals_comes_back(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "happens"),
-    [("relay-crash", "died"), ("crash", "power"), ("relay-disk", "disk")],
+    [("relay-crash", "died"), ("crash", "power"), ("relay-disk", "disk"), ("second", "second")],
 )
 def test_a_world_with_one_fault_keeps_every_promise(name: str, happens: str) -> None:
     report = run_seed(settings(2, name, minutes=4.0))
@@ -237,6 +237,29 @@ def test_apps_that_add_a_column_of_one_name_add_the_same() -> None:
     assert report.violations == []
     assert kinds(report)["migrated"] > 0
     assert kinds(report)["rebuilt"] > 0
+
+
+def test_a_second_sync_ends_with_the_life_that_it_is_of(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        world = World(settings(1), tmp_path)
+        world._prepare()
+        await world.relays[0].start()
+        client = world.clients[0]
+        client.relay = world.relays[0].name
+        client.start()
+        for number in range(1, 9):
+            # Half of them have a connection of their own, which would keep the file.
+            chance = EventChance(1, "second", number)
+            async with client.second_sync(client.relay, chance):
+                await asyncio.sleep(2)
+                (task,) = client._seconds
+                client.kill()
+                await asyncio.wait([task])
+                client.start()
+                assert client._connections() == [client.app, client._engine]
+        world._end()
+
+    run(scenario())
 
 
 @pytest.mark.parametrize("fault", [faults.crash, faults.lost, faults.disk, faults.reset])
