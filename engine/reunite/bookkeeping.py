@@ -123,11 +123,9 @@ class Meta:
     turn: int = 0
     # Names the log of changes that the app follows; 0 while it follows none. See `changes`.
     feed: int = 0
-    # How often a session has greeted a relay: the last one alone speaks for the file.
+    # How often a session has greeted a relay: the last one alone speaks for the file. Negative when
+    # that one is to end, too, as everything is to be loaded again; and that is 1 until it has been.
     greetings: int = 0
-    # How often everything was to be loaded again, so that sessions which began before are known;
-    # and 1 until it is.
-    reloads: int = 0
     reloading: int = 0
     # The tables that stay in this file: a JSON array of names.
     local_only: str = "[]"

@@ -16,8 +16,10 @@ from reunite.state import State
 
 # More pending nonces than this are not listed in a greeting; the rest follow from the order.
 NONCES_LISTED_MAX: Final = 65_536
-# The code of the error that ends a session which is not the last.
+# The codes of the error that ends a session: which is not the last, or which is and began before
+# everything was to be loaded again.
 FENCED: Final = "fenced"
+RELOAD: Final = "reload"
 
 
 class Greeting(NamedTuple):
@@ -29,8 +31,7 @@ class Greeting(NamedTuple):
     nonces: tuple[bytes, ...]
     seq: int
     token: bytes
-    # How often the file was to be loaded again, and how many rows it has while it is.
-    reloads: int
+    # How many rows the file has while everything is loaded again.
     reloading_rows: int
     # How many greetings there were, with this one: its number.
     number: int
@@ -39,7 +40,7 @@ class Greeting(NamedTuple):
 def greet(state: State) -> Greeting:
     """Greet in another session; those before have ended."""
     meta = state.meta
-    meta.greetings += 1
+    meta.greetings = abs(meta.greetings) + 1
     state.save("greetings")
     return Greeting(
         meta.realm,
@@ -47,17 +48,19 @@ def greet(state: State) -> Greeting:
         meta.acknowledged,
         tuple(outbox.nonces(state.conn, NONCES_LISTED_MAX)),
         *_furthest(meta),
-        meta.reloads,
         _count_bases(state.conn) if meta.reloading else 0,
         meta.greetings,
     )
 
 
 def check_latest(meta: Meta, greeting: int | None) -> None:
-    """Raise SyncError when another session has greeted after this one. What is said to this one
-    would put the file back, or counts by numbers that mean other work now."""
-    if greeting is not None and meta.greetings != greeting:
-        raise SyncError("another sync of this file took over", FENCED)
+    """Raise SyncError when another session has greeted after this one, or is to. What is said to
+    this one would put the file back, or counts by numbers that mean other work now."""
+    if greeting is None or meta.greetings == greeting:
+        return
+    if meta.greetings < 0:
+        raise SyncError("the file is to be loaded again, by another session", RELOAD)
+    raise SyncError("another sync of this file took over", FENCED)
 
 
 def _furthest(meta: Meta) -> tuple[int, bytes]:

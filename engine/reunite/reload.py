@@ -10,17 +10,12 @@ Pages of a session that began before do not count: they go on from where the fil
 """
 
 from collections.abc import Collection
-from typing import Final
 
 from reunite.bookkeeping import Row, lines_of
 from reunite.capture import capture_all, capture_vanished
 from reunite.document import decode
-from reunite.errors import SyncError
 from reunite.payload import RowRef
 from reunite.state import State
-
-# The code of the error that ends a session which began before.
-RELOAD: Final = "reload"
 
 
 def begin(state: State) -> None:
@@ -33,16 +28,10 @@ def begin(state: State) -> None:
     state.conn.execute("DELETE FROM _reunite_inbox")
     meta = state.meta
     meta.load_seq = meta.load_within = meta.load_token = None
-    meta.reloads += 1
+    meta.greetings = -abs(meta.greetings)
     # A first load that is under way begins again, and shows rows as they come.
     meta.reloading = meta.loaded
-    state.save("load_seq", "load_within", "load_token", "reloads", "reloading")
-
-
-def check(state: State, reloads: int) -> None:
-    """Raise SyncError when the session, which began after so many reloads, is an old one."""
-    if state.meta.reloads != reloads:
-        raise SyncError("the file is to be loaded again, by another session", RELOAD)
+    state.save("load_seq", "load_within", "load_token", "greetings", "reloading")
 
 
 def unstated(state: State, stated: Collection[RowRef]) -> dict[RowRef, Row]:

@@ -93,8 +93,8 @@ class Replica:
 
     @contextmanager
     def transaction(self, greeting: int | None = None) -> Iterator[State]:
-        """One transaction with the replica's state, committed at the end or rolled back whole. Of a
-        session: `greeting` is its greeting's number; see `greeting`."""
+        """One transaction with the replica's state, committed at the end or rolled back whole. One
+        that serves a session has the number of its greeting, and raises as `check_latest` does."""
         state = self.begin(self.conn)
         try:
             check_latest(state.meta, greeting)
@@ -194,10 +194,11 @@ class Replica:
         # SQLite's counter shows the writes of other connections only, and this was our own.
         self._data_version = -1
 
-    def reloads(self) -> int:
-        """How often the file was to be loaded again."""
+    def check_latest(self, greeting: int) -> None:
+        """Raise SyncError when the session that greeted so no longer speaks for the file: `fenced`
+        when another greeted since, `reload` when the file is to be loaded again."""
         with self.reading() as state:
-            return state.meta.reloads
+            check_latest(state.meta, greeting)
 
     def tables(self) -> list[Tracked]:
         """The realm's tables in this file."""
@@ -315,7 +316,7 @@ class Replica:
         greeting: int | None = None,
     ) -> None:
         """Take in the relay's answer to the greeting. After a `fork` greet again: the replica has
-        a new id. `greeting` is as for `receive`. Raises RealmMismatch."""
+        a new id. Raises RealmMismatch."""
         with self.transaction(greeting) as state:
             fold_strangers(state)
             meta = state.meta
@@ -339,15 +340,14 @@ class Replica:
 
     def refill(self, *, realm: bytes, tables: Sequence[Table], greeting: int | None = None) -> int:
         """The relay was restored from a backup: make ready to offer what it had stated, and greet
-        again. `greeting` is as for `receive`. Returns the number of rows. Raises RealmMismatch."""
+        again. Returns the number of rows. Raises RealmMismatch."""
         with self.transaction(greeting) as state:
             fold_strangers(state)
             _check_realm(state.meta, realm)
             return refill.refill(state, tables)
 
     def take_registry(self, tables: Sequence[Table], *, greeting: int | None = None) -> list[Table]:
-        """Take over the realm's tables; returns those that the relay lacks, parents first.
-        `greeting` is as for `receive`."""
+        """Take over the realm's tables; returns those that the relay lacks, parents first."""
         with self.transaction(greeting) as state:
             fold_strangers(state)
             registry.take_registry(state, tables)
@@ -373,15 +373,10 @@ class Replica:
         *,
         within: bytes = b"",
         choice: adopt.Choice | None = None,
-        reloads: int | None = None,
         greeting: int | None = None,
     ) -> bool:
-        """Take in a page or a live commit; True when it is in the tables now. See `inbox`.
-        `reloads` and `greeting` are what `greeting()` said to the session. Raises SyncError
-        `reload` when the file is to be loaded again since then, `fenced` when another greeted."""
+        """Take in a page or a live commit; True when it is in the tables now. See `inbox`."""
         with self.transaction(greeting) as state:
-            if reloads is not None:
-                reload.check(state, reloads)
             fold_strangers(state)
             done = inbox.receive(state, statement, within=within)
             if done and statement.complete and inbox.outbox_adopts(state):
@@ -389,8 +384,7 @@ class Replica:
             return done
 
     def reconcile(self, choice: adopt.Choice | None = None, *, greeting: int | None = None) -> None:
-        """Compare what was adopted since the last load with the realm. `greeting` is as for
-        `receive`. Raises AdoptionConflict."""
+        """Compare what was adopted since the last load with the realm. Raises AdoptionConflict."""
         with self.reading() as state:
             if not state.meta.loaded or not inbox.outbox_adopts(state):
                 return
@@ -399,8 +393,7 @@ class Replica:
             adopt.reconcile(state, choice)
 
     def know(self, pairs: Sequence[tuple[int, int]], *, greeting: int | None = None) -> None:
-        """These numbers were committed at these seqs while the stream was not live. `greeting` is
-        as for `receive`."""
+        """These numbers were committed at these seqs while the stream was not live."""
         with self.transaction(greeting) as state:
             fold_strangers(state)
             inbox.know(state, pairs)
@@ -418,7 +411,7 @@ class Replica:
         greeting: int | None = None,
     ) -> list[Rejection]:
         """Take in a refusal and revert; the next push has this number. `rows` are those that the
-        reason concerns, by the registry's table id and packed key. `greeting` is as for `receive`.
+        reason concerns, by the registry's table id and packed key.
         Raises FormatError."""
         with self.transaction(greeting) as state:
             fold_strangers(state)
@@ -435,7 +428,7 @@ class Replica:
         self, *, changesets_max: int, bytes_max: int, greeting: int | None = None
     ) -> list[Outgoing]:
         """Freeze and return the next changesets to send, in order; none while a first load is
-        under way or the registry lacks a table. `greeting` is as for `receive`."""
+        under way or the registry lacks a table."""
         if not self.unsent() and not self._has_news():
             return []
         with self.transaction(greeting) as state:
@@ -453,8 +446,7 @@ class Replica:
     def unanswered(
         self, after: int, *, changesets_max: int, greeting: int | None = None
     ) -> list[Outgoing]:
-        """Changesets that were sent before above this number and have no verdict. `greeting` is as
-        for `receive`."""
+        """Changesets that were sent before above this number and have no verdict."""
         with self.reading() as state:
             check_latest(state.meta, greeting)
             sent = outbox.sent(state.conn, after, changesets_max=changesets_max)

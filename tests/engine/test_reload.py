@@ -158,11 +158,11 @@ def test_a_page_of_a_session_that_began_before_does_not_count(
     before = a.rows(ITEMS)
     b.commit("INSERT INTO item VALUES (9, 'news', 0, '')")
     relay.sync(b)
-    reloads = a.replica.greeting().reloads
+    greeting = a.replica.greeting().number
     ((page, within),) = relay.pages(a.replica)
     a.replica.reload()
     with pytest.raises(SyncError, match="again") as caught:
-        a.replica.receive(page, within=within, reloads=reloads)
+        a.replica.receive(page, within=within, greeting=greeting)
     assert caught.value.code == "reload"
     assert a.rows(ITEMS) == before
     assert a.replica.position().seq == 0

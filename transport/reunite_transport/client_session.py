@@ -17,7 +17,6 @@ from reunite.document import decode as decode_document
 from reunite.errors import FormatError, ProtocolError, SyncError, TableError
 from reunite.overwritten import Loss
 from reunite.payload import StatedRows, Statement
-from reunite.reload import RELOAD
 from reunite.replica import Outgoing, OutgoingRows, Replica
 from reunite.schema import Table
 from reunite_transport import codec
@@ -209,8 +208,8 @@ class ClientSession:
             if not self._welcomed and abs(now_ms - self._began_ms) > WELCOME_MS_MAX:
                 raise SyncError("the relay did not answer our Hello", "offline")
             news = self._replica.poll()
-            if news and self._replica.reloads() != self._reloads:
-                raise SyncError("the file is to be loaded again", RELOAD)
+            if news:
+                self._replica.check_latest(self._greeting)
             # Asked besides, as another session of this file may have been the one to notice.
             if self._live and (news or self._replica.unsent()):
                 self._describe_or_push()
@@ -295,7 +294,7 @@ class ClientSession:
     def _greet(self) -> None:
         mine = self._replica.greeting()
         self._sent, self._greeting = mine.acknowledged, mine.number
-        self._reloads, self._reloading_rows = mine.reloads, mine.reloading_rows
+        self._reloading_rows = mine.reloading_rows
         self._in_flight.clear()
         # Of its own, so that a Welcome names the Hello that it answers.
         self._greeted_ms = max(self._now_ms, self._greeted_ms + 1)
@@ -373,7 +372,6 @@ class ClientSession:
             statement,
             within=message.within,
             choice=self._choice,
-            reloads=self._reloads,
             greeting=self._greeting,
         )
         rows = sum(len(section.keys) for section in message.sections)
@@ -388,9 +386,7 @@ class ClientSession:
         statement = Statement(
             _stated(message.sections), message.seq, message.token, True, message.acknowledged
         )
-        applied = self._replica.receive(
-            statement, choice=self._choice, reloads=self._reloads, greeting=self._greeting
-        )
+        applied = self._replica.receive(statement, choice=self._choice, greeting=self._greeting)
         for number in message.acknowledged:
             self._in_flight.pop(number, None)
         if message.acknowledged:

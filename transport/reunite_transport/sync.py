@@ -22,9 +22,8 @@ from typing import Final, Protocol, TypeAlias, TypeVar, get_args
 from reunite.adopt import Choice
 from reunite.database import HistorySource
 from reunite.errors import CatchUpTimeout, SyncError, UsageError
-from reunite.greeting import FENCED
+from reunite.greeting import FENCED, RELOAD
 from reunite.overwritten import Loss
-from reunite.reload import RELOAD
 from reunite.replica import Replica
 from reunite_transport.client_session import (
     BarrierReached,
