@@ -10,7 +10,7 @@ base; a changeset acknowledged in a live commit joins it as pushed; one that was
 the client was away is dropped, joining nothing, when the cursor reaches its commit.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from reunite import history, outbox, reload
@@ -27,37 +27,38 @@ from reunite.rebase import Steps, holds_more, merging_rows, rebase, steps
 from reunite.state import State
 
 
-def receive(state: State, statement: Statement, *, within: bytes = b"") -> bool:
-    """Take in a page or a commit. Returns False when it waits in the inbox, for the rest of its
-    snapshot or for the verdict on a local changeset that it collides with.
+def receive(state: State, statements: Sequence[Statement], *, within: bytes = b"") -> bool:
+    """Take in a page, or commits that came together. Returns False when they wait in the inbox, for
+    the rest of their snapshot or for the verdict on a local changeset that they collide with.
 
     `within` is where the next page goes on. Raises AdoptionConflict (see `adopt`), and FormatError
     for rows that are not of our format; then nothing has changed.
     """
     waiting = state.conn.execute("SELECT 1 FROM _reunite_inbox LIMIT 1").fetchone() is not None
-    whole = statement.complete
+    last = statements[-1]
+    whole = last.complete
     adopting = outbox_adopts(state)
     if whole or not (state.meta.loaded or waiting or adopting):
         state.conn.execute("SAVEPOINT reunite_inbox")
         try:
             # Read only now: to read them at each page would be quadratic.
-            integrate(state, [*_waiting(state), statement])
+            integrate(state, [*_waiting(state), *statements])
         except PendingCollision:
             state.conn.execute("ROLLBACK TO reunite_inbox")
         else:
             if waiting:
                 state.conn.execute("DELETE FROM _reunite_inbox")
-            _move_cursor(state, statement, within)
+            _move_cursor(state, last, within)
             return True
         finally:
             if state.conn.in_transaction:
                 state.conn.execute("RELEASE reunite_inbox")
-    state.conn.execute(
+    state.conn.executemany(
         "INSERT INTO _reunite_inbox (kind, message) VALUES (?, ?)",
-        (1 if whole else 0, pack_statement(statement)),
+        [(int(each.complete), pack_statement(each)) for each in statements],
     )
     if not whole:
-        _move_cursor(state, statement, within)
+        _move_cursor(state, last, within)
     return False
 
 

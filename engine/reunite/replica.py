@@ -369,17 +369,17 @@ class Replica:
 
     def receive(
         self,
-        statement: Statement,
-        *,
+        *statements: Statement,
         within: bytes = b"",
         choice: adopt.Choice | None = None,
         greeting: int | None = None,
     ) -> bool:
-        """Take in a page or a live commit; True when it is in the tables now. See `inbox`."""
+        """Take in a page, or live commits in order; True when it is in the tables now. See
+        `inbox`."""
         with self.transaction(greeting) as state:
             fold_strangers(state)
-            done = inbox.receive(state, statement, within=within)
-            if done and statement.complete and inbox.outbox_adopts(state):
+            done = inbox.receive(state, statements, within=within)
+            if done and statements[-1].complete and inbox.outbox_adopts(state):
                 adopt.reconcile(state, choice)
             return done
 

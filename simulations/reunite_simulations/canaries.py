@@ -231,10 +231,10 @@ def shows_page_by_page() -> AbstractContextManager[object]:
     load."""
     real = inbox.receive
 
-    def receive(state: State, statement: Statement, *, within: bytes = b"") -> bool:
+    def receive(state: State, statements: Sequence[Statement], *, within: bytes = b"") -> bool:
         loaded, state.meta.loaded = state.meta.loaded, 0
         try:
-            return real(state, statement, within=within)
+            return real(state, statements, within=within)
         finally:
             state.meta.loaded = loaded or state.meta.loaded
             state.save("loaded")

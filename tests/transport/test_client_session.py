@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from reunite.bookkeeping import turn_of
 from reunite.clock import NEVER, stamp
 from reunite.document import Document
 from reunite.document import encode as encode_document
@@ -13,13 +14,15 @@ from reunite.keys import pack_key
 from reunite.outbox import everything
 from reunite.overwritten import Loss
 from reunite.schema import Table
-from reunite_transport.client_session import ClientSession, Ended, HistoryTold, Live
+from reunite_transport import client_session
+from reunite_transport.client_session import ClientSession, Ended, HistoryTold, Live, Received
 from reunite_transport.codec import decode, encode
 from reunite_transport.messages import (
     Behind,
     ClientMessage,
     Commit,
     Describe,
+    Error,
     Hello,
     Known,
     Page,
@@ -74,7 +77,7 @@ class Played:
 
     def say(self, message: RelayMessage) -> list[ClientMessage]:
         """Say something; what the client says to it. It must not end the session."""
-        self.session.receive(encode(message), START_MS)
+        self.session.receive([encode(message)], START_MS)
         return self.heard()
 
     def tick(self) -> list[ClientMessage]:
@@ -318,6 +321,68 @@ def test_a_session_that_another_followed_sends_nothing(peer: Peer) -> None:
     assert older.has_ended()
 
 
+def live(peer: Peer) -> Played:
+    """A session that is told of commits as they happen; the file's own row is the first."""
+    peer.track("one")
+    played = Played(peer)
+    played.say(played.register(*described(played.say(WELCOME))))
+    played.say(EMPTY_REALM)
+    played.say(Commit(1, b"token 1.", (1,), ()))
+    played.session.events()
+    return played
+
+
+def stated(key: int, at: int) -> Section:
+    """A row of the first table, as somebody made it."""
+    mark = stamp((START_MS + at) << 16, 99)
+    return Section(1, (pack_key((key,)),), (encode_document(Document(mark, mark, NEVER, {})),))
+
+
+def commits_told(played: Played, *messages: RelayMessage) -> tuple[list[Received], int]:
+    """What the session says of messages that come in one go, and how often the file changed."""
+    before = turn_of(played.peer.engine)
+    played.session.receive([encode(message) for message in messages], START_MS)
+    received = [event for event in played.session.events() if isinstance(event, Received)]
+    return received, turn_of(played.peer.engine) - before
+
+
+def test_commits_that_come_together_are_one_transaction(peer: Peer) -> None:
+    played = live(peer)
+    told = [Commit(n, b"a token.", (), (stated(10 + n, n),)) for n in (2, 3, 4)]
+    assert commits_told(played, *told) == ([Received(3, applied=True)], 1)
+    assert peer.rows("SELECT id FROM one") == [(1,), (12,), (13,), (14,)]
+    assert peer.replica.position().seq == 4
+
+
+def test_what_comes_between_commits_is_taken_in_between_them(peer: Peer) -> None:
+    played = live(peer)
+    peer.commit("INSERT INTO one VALUES (20)")
+    (pushed,) = played.tick()
+    assert isinstance(pushed, Push)
+    no = Rejected(pushed.number, pushed.nonce, "constraint", "no", ())
+    told = [Commit(n, b"a token.", (), (stated(10 + n, n),)) for n in (2, 3)]
+    assert commits_told(played, told[0], no, told[1]) == ([Received(1, applied=True)] * 2, 3)
+    assert peer.replica.position().seq == 3
+
+
+def test_what_the_session_ended_of_is_the_last_that_it_takes_in(peer: Peer) -> None:
+    played = live(peer)
+    told = [Commit(n, b"a token.", (), (stated(10 + n, n),)) for n in (2, 3)]
+    commits_told(played, told[0], Error("internal", "no"), told[1])
+    assert peer.replica.position().seq == 2
+
+
+def test_large_commits_are_transactions_of_their_own(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A local write waits for no more than one of them."""
+    played = live(peer)
+    told = [Commit(n, b"a token.", (), (stated(10 + n, n),)) for n in range(2, 8)]
+    size = len(encode(told[0]))
+    monkeypatch.setattr(client_session, "FRAME_BYTES_GOAL", 2 * size)
+    assert commits_told(played, *told) == ([Received(2, applied=True)] * 3, 3)
+
+
 @pytest.mark.parametrize(
     ("waited_ms", "relay_ahead_ms", "offset_ms"),
     [
@@ -335,7 +400,7 @@ def test_a_clock_is_wrong_when_waiting_does_not_explain_it(
 ) -> None:
     played = Played(peer)
     welcome = replace(WELCOME, sent_ms=START_MS, now_ms=START_MS + relay_ahead_ms)
-    played.session.receive(encode(welcome), START_MS + waited_ms)
+    played.session.receive([encode(welcome)], START_MS + waited_ms)
     assert not played.has_ended()
     assert peer.replica.offset_ms() == offset_ms
 
@@ -356,7 +421,7 @@ def test_what_is_known_of_a_clock_stands_while_waiting_explains_the_rest(
     for waits_ms, ahead_ms in ((200, -60_000), (waited_ms, relay_ahead_ms)):
         played = Played(peer)
         welcome = replace(WELCOME, sent_ms=START_MS, now_ms=START_MS + ahead_ms)
-        played.session.receive(encode(welcome), START_MS + waits_ms)
+        played.session.receive([encode(welcome)], START_MS + waits_ms)
     assert peer.replica.offset_ms() == offset_ms
 
 

@@ -1,13 +1,13 @@
 """The client's end of one connection, without I/O of its own but the replica's SQLite file.
 
-Four verbs. `receive(frame)` takes in what the relay sent, `tick(now_ms)` lets time and local writes
-be noticed, `data_to_send()` empties what is to be written to the socket, `events()` what the app
-may want to know. After every `receive` and `tick` the driver calls the other two. A session lives
-as long as its connection; what must survive is in the replica.
+Four verbs. `receive(frames)` takes in what the relay sent, `tick(now_ms)` lets time and local
+writes be noticed, `data_to_send()` empties what is to be written to the socket, `events()` what the
+app may want to know. After every `receive` and `tick` the driver calls the other two. A session
+lives as long as its connection; what must survive is in the replica.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -181,15 +181,28 @@ class ClientSession:
 
     # The four verbs.
 
-    def receive(self, frame: bytes, now_ms: int) -> None:
-        """Take in one frame. Nothing the relay sends raises: the session ends with an event."""
-        if self._ended:
-            return
+    def receive(self, frames: Iterable[bytes], now_ms: int) -> None:
+        """Take in frames, in order; commits that come one after the other are one transaction.
+        Nothing the relay sends raises: the session ends with an event."""
         self._now_ms = now_ms
+        commits: list[Commit] = []
+        size = 0
         try:
-            message = codec.decode(frame, "client")
-            if message is not None:
-                self._handle(message)
+            for frame in frames:
+                if self._ended:
+                    return
+                message = codec.decode(frame, "client")
+                joins = isinstance(message, Commit) and size + len(frame) <= FRAME_BYTES_GOAL
+                if commits and not joins:
+                    self._on_commits(commits)
+                    commits, size = [], 0
+                if isinstance(message, Commit) and self._welcomed:
+                    commits.append(message)
+                    size += len(frame)
+                elif message is not None:
+                    self._handle(message)
+            if commits:
+                self._on_commits(commits)
         except FormatError as error:
             self._end(
                 ProtocolError(f"the relay sent what is not of our format: {error}", "malformed")
@@ -270,8 +283,6 @@ class ClientSession:
             self._on_registry(message.tables)
         elif isinstance(message, Page):
             self._on_page(message)
-        elif isinstance(message, Commit):
-            self._on_commit(message)
         elif isinstance(message, Known):
             for number, _ in message.pairs:
                 self._in_flight.pop(number, None)
@@ -382,17 +393,18 @@ class ClientSession:
             self._events.append(Live())
             self._describe_or_push()
 
-    def _on_commit(self, message: Commit) -> None:
-        statement = Statement(
-            _stated(message.sections), message.seq, message.token, True, message.acknowledged
-        )
-        applied = self._replica.receive(statement, choice=self._choice, greeting=self._greeting)
-        for number in message.acknowledged:
+    def _on_commits(self, commits: Sequence[Commit]) -> None:
+        statements = [
+            Statement(_stated(c.sections), c.seq, c.token, True, c.acknowledged) for c in commits
+        ]
+        applied = self._replica.receive(*statements, choice=self._choice, greeting=self._greeting)
+        acknowledged = [number for commit in commits for number in commit.acknowledged]
+        for number in acknowledged:
             self._in_flight.pop(number, None)
-        if message.acknowledged:
+        if acknowledged:
             self._window = min(2 * self._window, WINDOW_CHANGESETS)
-            self._events.append(Acknowledged(len(message.acknowledged)))
-        rows = sum(len(section.keys) for section in message.sections)
+            self._events.append(Acknowledged(len(acknowledged)))
+        rows = sum(len(section.keys) for commit in commits for section in commit.sections)
         if rows:
             self._events.append(Received(rows, applied))
         self._push()

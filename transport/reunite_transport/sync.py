@@ -498,7 +498,6 @@ def _work(
     session: ClientSession, received: list[bytes], now_ms: int
 ) -> tuple[list[bytes], list[Event], int]:
     """On the engine's thread: let the session take in frames and local writes."""
-    for frame in received:
-        session.receive(frame, now_ms)
+    session.receive(received, now_ms)
     session.tick(now_ms)
     return session.data_to_send(), session.events(), session.queued()
