@@ -13,6 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from reunite import BlockingDatabase, Change, Changes, Database, Result, Row, Watch
 from reunite.sqlalchemy_types import Counter, CrdtText
+from reunite_transport import Sync, SyncStatus
 
 
 class Base(DeclarativeBase):
@@ -51,6 +52,8 @@ async def of_a_database(db: Database) -> None:
     assert_type(db.watch(select(Todo)), Watch[list[Todo]])
     assert_type(db.watch(select(Todo.votes)), Watch[list[int]])
     assert_type(db.watch_one(select(Todo)), Watch[Todo | None])
+    assert_type(db.watch_rejected(), Watch[Row])
+    assert_type(Sync(db, "ws://127.0.0.1:8800").watch_status(), Watch[SyncStatus])
     async for todos in db.watch(select(Todo)):
         assert_type(todos[0].note, str)
         break

@@ -25,11 +25,11 @@ from reunite.errors import (
     TableError,
     UsageError,
 )
-from reunite.live import Watch
 from reunite.overwritten import Overwritten
 from reunite.row import Row
 from reunite.transaction import Transaction
 from reunite.verify import Difference
+from reunite.watch import Watch
 
 __all__ = [
     "AdoptionConflict",

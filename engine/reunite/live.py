@@ -1,7 +1,7 @@
 """Live queries: results that follow the file. Owns who listens, and when the file is looked at.
 
-A `Watch` is an async iterator over the results of one query. Nothing is done unless somebody waits
-for its next result; while somebody does, the file is looked at after every commit of this process
+A `Watch` follows the results of one query. Nothing is done unless somebody waits for its next
+result; while somebody does, the file is looked at after every commit of this process
 and every `POLL_SECONDS`, and the queries that read what has changed are run again (see `board`). A
 result that is no other is not told. So a consumer that is slow gets the latest state and no
 backlog, and equal queries are run once for all who watch them.
@@ -11,15 +11,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
-from types import TracebackType
 from typing import Final, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary, ref
 
 from reunite.board import Board, Found, Query, Reader, is_interrupted
 from reunite.changes import Changes, since
 from reunite.driver import Ending, ThreadDriver
-from reunite.errors import UsageError
 from reunite.turns import Turns
+from reunite.watch import Watch
 
 T = TypeVar("T")
 
@@ -190,72 +189,42 @@ class LiveQueries:
                 self.leave(query, waiter)
 
 
-class Watch(Generic[T]):
-    """The results of a query, the present one first: an async iterator.
-
-    An error of the query is raised by one `anext` and does not end it: the next one waits for the
-    next commit. It ends with `aclose`, when nothing refers to it any more, and when the database
-    is closed.
-    """
+class Results(Generic[T]):
+    """The outcomes of one query, for a `Watch`; an error of the query is one of them."""
 
     def __init__(
-        self, live: LiveQueries, query: Query, make: Callable[[Found], T], *, shown: str
+        self, live: LiveQueries, query: Query, make: Callable[[Found], Sequence[T]]
     ) -> None:
-        """`make` makes what is told; `shown` names the query to who looks at it."""
+        """`make` makes what is told, in order; it may be nothing."""
         self._live = live
         self._query = query
         self._make = make
-        self._shown = shown
         self._seen = 0
-        self._waiters: set[asyncio.Future[None]] = set()
-        self._closed = False
 
-    def __repr__(self) -> str:
-        return f"Watch({self._shown!r}{', closed' if self._closed else ''})"
+    def listen(self) -> "asyncio.Future[None]":
+        """See `Source`."""
+        return self._live.listen(self._query, self._seen)
 
-    def __aiter__(self) -> "Watch[T]":
-        return self
+    def leave(self, waiter: "asyncio.Future[None]") -> None:
+        """See `Source`."""
+        self._live.leave(self._query, waiter)
 
-    async def __anext__(self) -> T:
-        await self._next()
-        if self._closed or self._live.closed:
-            raise StopAsyncIteration
+    def take(self) -> Sequence[T] | None:
+        """See `Source`."""
+        if self._live.closed:
+            return None
         query, self._seen = self._query, self._query.version
         if query.error is not None:
             raise query.error.with_traceback(None)
         assert query.found is not None, "an outcome is found or an error"
         return self._make(query.found)
 
-    async def __aenter__(self) -> "Watch[T]":
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """End it, also for who waits for its next result."""
-        self._closed = True
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def _next(self) -> None:
-        if self._closed:
-            return
-        if self._waiters:
-            raise UsageError("somebody waits for this watch's next result already; use another")
-        waiter = self._live.listen(self._query, self._seen)
-        self._waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.discard(waiter)
-            self._live.leave(self._query, waiter)
+def watch_results(
+    live: LiveQueries, query: Query, make: Callable[[Found], T], *, shown: str
+) -> Watch[T]:
+    """The results of a query, each told as `make` makes it."""
+    return Watch(Results(live, query, lambda found: (make(found),)), shown=shown)
 
 
 class _Follower:
@@ -280,4 +249,6 @@ def watch_changes(live: LiveQueries, tables: Sequence[str], after: str | None) -
     """The changes of these tables, or of all, after a token."""
     follower = _Follower(tables, after)
     query = live.add(Query(follower.read, needs_fold=True))
-    return Watch(live, query, follower.told, shown=f"changes of {', '.join(tables) or 'all'}")
+    return watch_results(
+        live, query, follower.told, shown=f"changes of {', '.join(tables) or 'all'}"
+    )

@@ -4,12 +4,12 @@ Both are live queries of the file, so they hold after it was closed and opened a
 process syncs it.
 """
 
-from collections.abc import AsyncIterator
 from typing import Final
 
+from reunite.board import Found
 from reunite.errors import UsageError
-from reunite.live import Watch
 from reunite.row import Row
+from reunite.watch import Watch
 
 # A changeset of the app's own keeps its id for as long as it is in the outbox, and no other ever
 # gets it. With `seq` it is in at the relay.
@@ -40,13 +40,15 @@ async def committed(standing: Watch[Row | None], changeset: int) -> bool:
     raise UsageError("the database was closed before the relay had resolved the changeset")
 
 
-async def rejections(rejected: Watch[list[Row]]) -> AsyncIterator[Row]:
-    """The lines of `reunite_rejected` that are there, and then each that comes. `rejected` follows
-    `REJECTED`."""
-    # By what they hold: the id of a line that was deleted can be another's.
-    told: dict[int, Row] = {}
-    async for lines in rejected:
-        fresh = [line for line in lines if told.get(line["id"]) != line]
-        told = {line["id"]: line for line in lines}
-        for line in fresh:
-            yield line
+class Rejections:
+    """Who follows the lines of `reunite_rejected`, and was told some."""
+
+    def __init__(self) -> None:
+        # By what they hold: the id of a line that was deleted can be another's.
+        self._told: dict[int, Row] = {}
+
+    def fresh(self, found: Found) -> list[Row]:
+        """The lines that were not told; what was `found` is of `REJECTED`."""
+        lines: list[Row] = found.told
+        told, self._told = self._told, {line["id"]: line for line in lines}
+        return [line for line in lines if told.get(line["id"]) != line]

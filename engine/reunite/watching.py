@@ -1,7 +1,7 @@
 """Watching: the verbs of a database that follow its file. `live` says how."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from reunite import board, resolved
@@ -9,8 +9,9 @@ from reunite.board import Found, Query
 from reunite.changes import Changes
 from reunite.connection import Parameters, made
 from reunite.errors import CatchUpTimeout
-from reunite.live import LiveQueries, Watch, watch_changes
+from reunite.live import LiveQueries, Results, watch_changes, watch_results
 from reunite.row import Row
+from reunite.watch import Watch
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
@@ -65,8 +66,8 @@ class Watchable(Protocol):
             return self._selected(query, lambda found: list(found.told))
         found = self._watched(query, parameters, board.rows_of)
         if into is None:
-            return Watch(self.live, found, lambda found: list(found.told), shown=query)
-        return Watch(self.live, found, lambda found: made(found.told, into), shown=query)
+            return watch_results(self.live, found, lambda found: list(found.told), shown=query)
+        return watch_results(self.live, found, lambda found: made(found.told, into), shown=query)
 
     @overload
     def watch_one(self, query: str, parameters: Parameters = ()) -> Watch[Row | None]: ...
@@ -92,8 +93,10 @@ class Watchable(Protocol):
             return self._selected(query, lambda found: next(iter(found.told), None), only=1)
         found = self._watched(query, parameters, board.first_of)
         if into is None:
-            return Watch(self.live, found, lambda found: next(iter(found.told), None), shown=query)
-        return Watch(
+            return watch_results(
+                self.live, found, lambda found: next(iter(found.told), None), shown=query
+            )
+        return watch_results(
             self.live, found, lambda found: next(iter(made(found.told, into)), None), shown=query
         )
 
@@ -109,14 +112,15 @@ class Watchable(Protocol):
         self._refuse_inside()
         return watch_changes(self.live, tables, after)
 
-    def watch_rejected(self) -> AsyncIterator[Row]:
+    def watch_rejected(self) -> Watch[Row]:
         """What could not be synced: `async for line in db.watch_rejected()` gives the lines of
         `reunite_rejected` that are there, oldest first, and then each that comes.
 
         Nothing is lost on who is slow, or not there yet: what waits, waits in the file. A line that
-        the app has dealt with is deleted, or it is told again in the next run.
+        the app has dealt with is deleted, or it is told again in the next run. See `Watch`.
         """
-        return resolved.rejections(self.watch(resolved.REJECTED))
+        lines = self._watched(resolved.REJECTED, (), board.rows_of)
+        return Watch(Results(self.live, lines, resolved.Rejections().fresh), shown="rejected")
 
     async def synced(
         self,
@@ -152,7 +156,7 @@ class Watchable(Protocol):
         asked = orm.compiled(query)
         # Nobody else gets the objects, which each is free to change; so it has a run of its own.
         run = Query(lambda reader: reader.select(lambda conn: orm.run_select(conn, query), only))
-        return Watch(self.live, self.live.add(run), make, shown=asked.sql)
+        return watch_results(self.live, self.live.add(run), make, shown=asked.sql)
 
     def _watched(self, query: str, parameters: Parameters, run: board.Run) -> Query:
         bound, key = board.keyed(query, parameters)

@@ -206,13 +206,21 @@ def test_an_iterator_that_waits_is_closed_from_another_thread(
     lines.close()
 
 
+def test_an_iterator_that_one_thread_closes_shows_it(db: BlockingDatabase) -> None:
+    lines = db.watch_rejected()
+    assert repr(lines) == "BlockingIterator(Watch('rejected'))"
+    with lines:
+        pass
+    assert repr(lines) == "BlockingIterator(Watch('rejected', closed), closed)"
+
+
 def test_an_iterator_is_closed_for_all_who_wait_for_it(db: BlockingDatabase) -> None:
     lines = db.watch_rejected()
     with ThreadPoolExecutor(2) as pool:
         following = [pool.submit(list, lines) for _ in range(2)]
         # The source has one at a time, and refuses the other.
         done, _ = wait(following, SECONDS_MAX, FIRST_COMPLETED)
-        with pytest.raises(RuntimeError, match="already running"):
+        with pytest.raises(UsageError, match="waits"):
             done.pop().result()
         lines.close()
         done, waiting = wait(following, SECONDS_MAX)

@@ -132,6 +132,55 @@ def test_a_watch_that_is_closed_ends(use: Use) -> None:
     use(work)
 
 
+REJECT = (
+    'INSERT INTO reunite_rejected (at_ms, "table", key, kind, reason, message, "values")'
+    " VALUES (0, 'todo', ?, 'insert', 'constraint', 'why', '{}')"
+)
+
+
+def test_who_gives_up_waiting_for_a_rejection_is_told_it_the_next_time(use: Use) -> None:
+    async def work(db: Database) -> None:
+        lines = db.watch_rejected()
+        assert repr(lines) == "Watch('rejected')"
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(lines), 0.05)
+        await db.executemany(REJECT, [("a",), ("b",)])
+        told = [await anext(lines)]
+        waiting = asyncio.ensure_future(anext(lines))
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        told.append(await anext(lines))
+        assert [line["key"] for line in told] == ["a", "b"]
+        waiting = asyncio.ensure_future(anext(lines))
+        await db.execute(REJECT, ("c",))
+        await until(lambda: lines._waiter is not None and lines._waiter.done())
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        assert (await anext(lines))["key"] == "c"
+        async with lines:
+            waiting = asyncio.ensure_future(anext(lines))
+            await asyncio.sleep(0)
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+
+    use(work)
+
+
+def test_an_error_does_not_end_the_stream_of_rejections(use: Use) -> None:
+    async def work(db: Database) -> None:
+        lines = db.watch_rejected()
+        await db.execute("ALTER TABLE reunite_rejected RENAME TO away")
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            await anext(lines)
+        await db.execute("ALTER TABLE away RENAME TO reunite_rejected")
+        await db.execute(REJECT, ("a",))
+        async with asyncio.timeout(5):
+            assert (await anext(lines))["key"] == "a"
+
+    use(work)
+
+
 # A result that has become stale.
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from reunite import SyncError
+from reunite import SyncError, Watch
 from reunite_transport import Progress, SyncStatus
-from reunite_transport.status import changes_of
+from reunite_transport.status import Statuses
 from reunite_transport.wakeup import Wakeup
 
 OFFLINE = SyncStatus("offline", last_error=SyncError("no connection\nto x", "offline"))
@@ -53,8 +53,12 @@ class Stage:
         self.now = status
         self.wakeup.ring()
 
+    def watch(self) -> Watch[SyncStatus]:
+        statuses = Statuses(lambda: self.now, self.wakeup, lambda: self.over)
+        return Watch(statuses, shown="the stage")
+
     async def listen(self, into: list[str]) -> None:
-        async for status in changes_of(lambda: self.now, self.wakeup, lambda: self.over):
+        async for status in self.watch():
             into.append(str(status))
 
 
@@ -88,11 +92,49 @@ def test_each_listener_gets_each_change_once_and_the_last_at_the_end() -> None:
 def test_who_is_slow_gets_the_latest() -> None:
     async def scenario() -> None:
         stage = Stage()
-        stream = changes_of(lambda: stage.now, stage.wakeup, lambda: stage.over)
+        stream = stage.watch()
         assert str(await anext(stream)) == "connecting"
         for queued in range(5):
             stage.become(SyncStatus("live", queued=queued))
             await turns()
         assert str(await anext(stream)) == "live, 4 queued"
+
+    asyncio.run(scenario())
+
+
+def test_who_gives_up_waiting_for_a_status_is_told_it_the_next_time() -> None:
+    async def scenario() -> None:
+        stage = Stage()
+        stream = stage.watch()
+        assert str(await anext(stream)) == "connecting"
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.01)
+        waiting = asyncio.ensure_future(anext(stream))
+        await turns()
+        # It is there, and who waits for it is cancelled before it has gone on.
+        stage.become(SyncStatus("live"))
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        assert str(await anext(stream)) == "live"
+        stage.over = True
+        stage.wakeup.ring()
+        for _ in range(2):
+            with pytest.raises(StopAsyncIteration):
+                await asyncio.wait_for(anext(stream), 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_of_statuses_is_closed_while_somebody_waits() -> None:
+    async def scenario() -> None:
+        stage = Stage()
+        async with stage.watch() as stream:
+            await anext(stream)
+            waiting = asyncio.ensure_future(anext(stream))
+            await turns()
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+        assert repr(stream) == "Watch('the stage', closed)"
 
     asyncio.run(scenario())

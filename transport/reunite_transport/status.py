@@ -6,8 +6,9 @@ disconnected                                because the program wants none
 stopped: ...                                for good; a person has to act
 """
 
+import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
@@ -79,19 +80,31 @@ class SyncStatus:
         return f"<SyncStatus {self}>"
 
 
-async def changes_of(
-    status: Callable[[], SyncStatus], wakeup: Wakeup, ended: Callable[[], bool]
-) -> AsyncIterator[SyncStatus]:
-    """The status now, and then whenever it has become another: the latest, however many there were
-    meanwhile. Ends after what it is when `ended`."""
-    told: SyncStatus | None = None
-    while True:
-        seen, over = wakeup.count, ended()
-        now = replace(status(), working=False)
-        if now != told:
-            told = now
-            yield now
-        elif over:
-            return
-        else:
-            await wakeup.after(seen)
+class Statuses:
+    """The status now, and then whenever it has become another, for a `Watch`: the latest, however
+    many there were meanwhile. Ends after what it is when `ended`."""
+
+    def __init__(
+        self, status: Callable[[], SyncStatus], wakeup: Wakeup, ended: Callable[[], bool]
+    ) -> None:
+        """`wakeup` is rung when either may have changed."""
+        self._status, self._wakeup, self._ended = status, wakeup, ended
+        self._seen = -1
+        self._told: SyncStatus | None = None
+
+    def listen(self) -> "asyncio.Future[None]":
+        """See `Source`."""
+        # Nothing rings any more for who was told the last status, and not that it was the last.
+        return self._wakeup.listen(-1 if self._ended() else self._seen)
+
+    def leave(self, waiter: "asyncio.Future[None]") -> None:
+        """See `Source`."""
+        self._wakeup.leave(waiter)
+
+    def take(self) -> Sequence[SyncStatus] | None:
+        """See `Source`."""
+        self._seen = self._wakeup.count
+        before, self._told = self._told, replace(self._status(), working=False)
+        if self._told != before:
+            return (self._told,)
+        return None if self._ended() else ()

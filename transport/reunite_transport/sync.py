@@ -12,7 +12,7 @@ WebSocket. The session works on the engine's thread, so the event loop never wai
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from reunite.errors import CatchUpTimeout, SyncError, UsageError
 from reunite.greeting import FENCED, RELOAD
 from reunite.overwritten import Loss
 from reunite.replica import Replica
+from reunite.watch import Watch
 from reunite_transport.client_session import (
     BarrierReached,
     ClientSession,
@@ -37,7 +38,7 @@ from reunite_transport.client_session import (
     TablesChanged,
     Welcomed,
 )
-from reunite_transport.status import Progress, SyncStatus, changes_of
+from reunite_transport.status import Progress, Statuses, SyncStatus
 from reunite_transport.trouble import file_trouble
 from reunite_transport.wakeup import Wakeup
 from reunite_transport.websocket import open_websocket
@@ -152,17 +153,18 @@ class Sync:
         """How sync stands now."""
         return self._status
 
-    def watch_status(self) -> AsyncIterator[SyncStatus]:
+    def watch_status(self) -> Watch[SyncStatus]:
         """How sync stands now, and then whenever that has changed: `async for status in ...`.
 
         Who is slow gets the latest only, never a backlog, and never the same twice; `working` is
-        left out. Any number may listen. Ends when sync does, after the last status.
+        left out. Any number may listen. Ends when sync does, after the last status. See `Watch`.
         """
 
         def ended() -> bool:
             return self._task is not None and self._task.done()
 
-        return changes_of(lambda: self._status, self._status_wakeup, ended)
+        statuses = Statuses(lambda: self._status, self._status_wakeup, ended)
+        return Watch(statuses, shown=f"status of the sync with {self._url}")
 
     async def disconnect(self) -> None:
         """End the connection and stay offline until `connect()`. Local work goes on and queues.

@@ -23,13 +23,26 @@ class Wakeup:
             if not future.done():
                 future.set_result(None)
 
+    def listen(self, seen: int) -> "asyncio.Future[None]":
+        """A future that is done when it was rung since `count` was `seen`. The caller calls
+        `leave` with it."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.count != seen:
+            future.set_result(None)
+        else:
+            self._waiting.add(future)
+        return future
+
+    def leave(self, future: "asyncio.Future[None]") -> None:
+        """Nobody waits for this future any more."""
+        self._waiting.discard(future)
+
     async def after(self, seen: int, seconds_max: float | None = None) -> None:
         """Return when it was rung since `count` was `seen`, or after `seconds_max`."""
         if self.count != seen:
             return
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
+        future = self.listen(seen)
         try:
             await asyncio.wait([future], timeout=seconds_max)
         finally:
-            self._waiting.discard(future)
+            self.leave(future)
