@@ -71,6 +71,7 @@ class Database(Watchable):
         self._writer = ThreadDriver(lambda: connect(self.path, foreign_keys=True), "reunite-writer")
         self._reader: aiosqlite.Connection | None = None
         self._replica: Replica | None = None
+        # The turn at writing; another one whenever the database was closed.
         self._lock = asyncio.Lock()
         # Set while no write of this process waits for the file.
         self._no_write_waits = asyncio.Event()
@@ -100,8 +101,6 @@ class Database(Watchable):
             raise UsageError("this database is open already")
         if str(self.path) in ("", ":memory:"):
             raise FileError("sync needs a database file; a database in memory has nothing to keep")
-        # A session that the database was closed under may never have given up its turn.
-        self._lock, self._holder = asyncio.Lock(), None
         await self._engine.open()
         try:
             self._replica = await self._engine.run(self._prepare)
@@ -128,10 +127,15 @@ class Database(Watchable):
             raise
 
     async def close(self) -> None:
-        """Close the file. Changes that were not sent stay in it."""
+        """Close the file. Changes that were not sent stay in it; a transaction that is open is
+        rolled back, and what waits for its end raises UsageError."""
         if self._replica is not None:
             await self._live.close()
         self._replica = None
+        lock, self._lock, self._holder = self._lock, asyncio.Lock(), None
+        if lock.locked():
+            # Who has the turn may keep it for long, or for ever.
+            lock.release()
         if self._reader is not None:
             await self._reader.close()
             self._reader = None
@@ -233,14 +237,23 @@ class Database(Watchable):
             changes.check_origin(origin)
         async with self._writing():
             conn, replica = self._writer.conn, self.replica
-            tx, changeset = Transaction(self._writer), None
+
+            def check_open() -> None:
+                if self._replica is not replica:
+                    raise UsageError(
+                        "the database was closed under this transaction, which is rolled back"
+                    )
+
+            tx, changeset = Transaction(self._writer, check_open), None
             try:
                 await self._before_engine(self._begin, conn, replica, origin)
                 yield tx
+                check_open()
                 changeset = await self._writer.run(self._commit, conn, replica)
             except BaseException:
                 # A task that is cancelled while its BEGIN runs has begun all the same.
-                await self._writer.run(rollback, conn)
+                if self._replica is replica:
+                    await self._writer.run(rollback, conn)
                 raise
             finally:
                 tx.end(changeset)
@@ -424,16 +437,21 @@ class Database(Watchable):
     async def _writing(self) -> AsyncIterator[None]:
         assert self.replica
         self._refuse_inside()
-        async with self._lock:
-            # It may have been closed meanwhile.
-            assert self.replica
-            holder = self._holder = asyncio.current_task()
-            try:
-                yield
-            finally:
-                # A session may end when the database was opened anew.
+        lock = self._lock
+        await lock.acquire()
+        if lock is not self._lock:
+            # So the next one who waited is told, too.
+            lock.release()
+            raise UsageError("the database is not open: it was closed while this write waited")
+        holder = self._holder = asyncio.current_task()
+        try:
+            yield
+        finally:
+            # Where it was closed the turn is over, and a session may end when it is open anew.
+            if lock is self._lock:
                 if self._holder is holder:
                     self._holder = None
+                lock.release()
 
     def _refuse_inside(self) -> None:
         if self._holder is not None and self._holder is asyncio.current_task():

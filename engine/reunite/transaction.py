@@ -16,8 +16,10 @@ T = TypeVar("T")
 class Transaction:
     """One transaction of the app, as given by `Database.transaction()`."""
 
-    def __init__(self, driver: ThreadDriver) -> None:
+    def __init__(self, driver: ThreadDriver, check_open: Callable[[], None]) -> None:
+        """`check_open` raises UsageError where the database was closed meanwhile."""
         self._driver = driver
+        self._check_open = check_open
         self._open = True
         self.changeset: int | None = None
         """What is to be sent, for `Database.synced`: known when the block has ended; None when it
@@ -76,4 +78,5 @@ class Transaction:
     async def _run(self, function: Callable[..., T], *args: object) -> T:
         if not self._open:
             raise UsageError("this transaction has ended; begin another with db.transaction()")
+        self._check_open()
         return await self._driver.run(function, self._driver.conn, *args)

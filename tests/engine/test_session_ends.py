@@ -221,21 +221,85 @@ def test_a_session_that_was_lost_is_rolled_back(use: Use) -> None:
     use(work)
 
 
-def test_a_write_that_waited_when_the_database_was_closed_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held_by", ["a session", "a transaction"])
+def test_writes_that_wait_when_the_database_is_closed_end_at_once(
+    tmp_path: Path, held_by: str
+) -> None:
     async def scenario() -> None:
         async with asyncio.timeout(SECONDS_MAX):
             db = Database(tmp_path / "app.db")
             await db.open()
             await db.create_all(Base.metadata)
-            session = db.session()
-            session.add(Todo(title="milk"))
-            await session.flush()
-            waiting = asyncio.create_task(db.execute("INSERT INTO list VALUES (1)"))
+            has_written, may_end = asyncio.Event(), asyncio.Event()
+
+            async def hold_a_session() -> None:
+                async with db.session() as session:
+                    await session.execute(sa.text("INSERT INTO list VALUES (1)"))
+                    has_written.set()
+                    await may_end.wait()
+
+            async def hold_a_transaction() -> None:
+                async with db.transaction() as tx:
+                    await tx.execute("INSERT INTO list VALUES (1)")
+                    has_written.set()
+                    await may_end.wait()
+
+            hold = hold_a_session if held_by == "a session" else hold_a_transaction
+            holding = asyncio.create_task(hold())
+            await has_written.wait()
+            write = "INSERT INTO list VALUES (2)"
+            waiting = [asyncio.create_task(db.execute(write)) for _ in range(20)]
             await asyncio.sleep(0)
             await db.close()
-            await session.close()
-            with pytest.raises(UsageError, match="not open"):
-                await waiting
+            # Also where it is open again before they have gone on, and the turn is another's.
+            await db.open()
+            async with db.transaction() as tx:
+                for refused in await asyncio.gather(*waiting, return_exceptions=True):
+                    assert isinstance(refused, UsageError)
+                    assert "not open" in str(refused)
+                may_end.set()
+                await asyncio.wait([holding])
+                assert db._lock.locked()
+                await tx.execute("INSERT INTO list VALUES (3)")
+            assert [tuple(row) for row in await db.fetch_all("SELECT id FROM list")] == [(3,)]
+            await db.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_opened_anew", [False, True])
+def test_a_transaction_that_the_database_is_closed_under_is_rolled_back_and_says_so(
+    tmp_path: Path, is_opened_anew: bool
+) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(SECONDS_MAX):
+            db = Database(tmp_path / "app.db")
+            await db.open()
+            await db.create_all(Base.metadata)
+
+            async def fail() -> None:
+                async with db.transaction():
+                    await db.close()
+                    raise ZeroDivisionError
+
+            async def write(*, more: bool) -> None:
+                async with db.transaction() as tx:
+                    await tx.execute("INSERT INTO list VALUES (1)")
+                    await db.close()
+                    if is_opened_anew:
+                        await db.open()
+                    if more:
+                        await tx.execute("INSERT INTO list VALUES (2)")
+
+            for more in (True, False):
+                with pytest.raises(UsageError, match="closed under this transaction"):
+                    await write(more=more)
+                if not is_opened_anew:
+                    await db.open()
+            with pytest.raises(ZeroDivisionError):
+                await fail()
+            async with db:
+                assert await db.fetch_all("SELECT id FROM list") == []
 
     asyncio.run(scenario())
 
