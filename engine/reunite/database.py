@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast, overload
+from weakref import ref
 
 import aiosqlite
 
@@ -55,6 +56,24 @@ HistorySource: TypeAlias = Callable[[int, bytes], Awaitable[Sequence[Loss]]]
 WAL_BYTES_GOAL = 4 << 20
 
 
+class _Holder(NamedTuple):
+    """Who has the turn at writing: a task, and of a session's turn also the one that made the
+    session."""
+
+    task: "asyncio.Task[Any] | None"
+    maker: "ref[asyncio.Task[Any]] | None"
+
+    def is_here(self) -> bool:
+        """Whether the running task is inside. A session can have taken the turn in a task made for
+        one call, as `asyncio.wait_for` makes them before Python 3.12: then it is its maker's."""
+        here = asyncio.current_task()
+        if here is None or self.task is None:
+            return False
+        if self.task.done() and self.maker is not None:
+            return here is self.maker()
+        return here is self.task
+
+
 class Database(Watchable):
     """An SQLite file that takes part in sync. Open it with `async with Database(path) as db`."""
 
@@ -76,7 +95,7 @@ class Database(Watchable):
         # Set while no write of this process waits for the file.
         self._no_write_waits = asyncio.Event()
         self._no_write_waits.set()
-        self._holder: asyncio.Task[Any] | None = None
+        self._holder: _Holder | None = None
         self._listeners: list[Callable[[], None]] = []
         self._history_sources: list[HistorySource] = []
 
@@ -434,7 +453,7 @@ class Database(Watchable):
         return replica
 
     @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[None]:
+    async def _writing(self, maker: "ref[asyncio.Task[Any]] | None" = None) -> AsyncIterator[None]:
         assert self.replica
         self._refuse_inside()
         lock = self._lock
@@ -443,7 +462,7 @@ class Database(Watchable):
             # So the next one who waited is told, too.
             lock.release()
             raise UsageError("the database is not open: it was closed while this write waited")
-        holder = self._holder = asyncio.current_task()
+        holder = self._holder = _Holder(asyncio.current_task(), maker)
         try:
             yield
         finally:
@@ -454,7 +473,7 @@ class Database(Watchable):
                 lock.release()
 
     def _refuse_inside(self) -> None:
-        if self._holder is not None and self._holder is asyncio.current_task():
+        if self._holder is not None and self._holder.is_here():
             raise UsageError(
                 "this task is inside a transaction: in `async with db.transaction() as tx` use"
                 " tx.execute and tx.fetch_all, and in a session that has written the session"

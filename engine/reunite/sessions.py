@@ -76,10 +76,19 @@ def session(database: "Database", origin: str | None, options: Mapping[str, Any]
             "sqlite+reunite_session://", poolclass=NullPool, creator=connect
         )
         _engines[database] = engine
-    info = {**options.get("info", {}), "database": database, "origin": origin, "changeset": None}
+    own = {"database": database, "origin": origin, "changeset": None, "maker": _running_task()}
+    info = {**options.get("info", {}), **own}
     made = AsyncSession(engine, **{"expire_on_commit": False, **options, "info": info})
     event.listen(made.sync_session, "after_begin", _introduce)
     return made
+
+
+def _running_task() -> "weakref.ref[asyncio.Task[Any]] | None":
+    """The task that makes a session; it may be made by a thread without a loop."""
+    with suppress(RuntimeError):
+        task = asyncio.current_task()
+        return None if task is None else weakref.ref(task)
+    return None
 
 
 def _introduce(session: Session, _: SessionTransaction, connection: SqlConnection) -> None:
@@ -100,7 +109,7 @@ class Connection(AdaptedConnection):
         # The turn at writing, while this connection has it.
         self._turn: AbstractAsyncContextManager[None] | None = None
         self._add_functions: Callable[[Any], None] = lambda _: None
-        # The session's: its origin, and where the changeset is told.
+        # The session's: its origin, its maker, and where the changeset is told.
         self.info: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
@@ -171,7 +180,7 @@ class Connection(AdaptedConnection):
         if self._turn is not None:
             return
         database = self._database
-        turn = database._writing()
+        turn = database._writing(self.info.get("maker"))
         await turn.__aenter__()
         self._turn = turn
         try:

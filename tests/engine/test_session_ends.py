@@ -221,6 +221,52 @@ def test_a_session_that_was_lost_is_rolled_back(use: Use) -> None:
     use(work)
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_write_inside_a_session_that_wrote_in_a_task_of_its_own_is_refused(
+    use: Use, timed: bool
+) -> None:
+    async def work(db: Database) -> None:
+        write = "INSERT INTO todo (title) VALUES ('other')"
+        async with asyncio.timeout(SECONDS_MAX), db.session() as session:
+            adding = session.execute(sa.insert(Todo).values(title="milk"))
+            # Before Python 3.12 `wait_for` makes such a task, too.
+            await (asyncio.wait_for(adding, SECONDS_MAX) if timed else asyncio.create_task(adding))
+            with pytest.raises(UsageError, match="inside a transaction"):
+                await db.execute(write)
+            # Another task is not inside, though it was begun here: it waits.
+            other = asyncio.create_task(db.execute(write))
+            await asyncio.sleep(0)
+            assert not other.done()
+            await session.commit()
+            await other
+        assert await titles(db) == ["milk", "other"]
+
+    use(work)
+
+
+def test_who_hands_a_session_to_another_task_may_wait_for_it(use: Use) -> None:
+    async def work(db: Database) -> None:
+        async with asyncio.timeout(SECONDS_MAX):
+            session = db.session()
+            has_written, may_end = asyncio.Event(), asyncio.Event()
+
+            async def write() -> None:
+                async with session:
+                    await session.execute(sa.insert(Todo).values(title="milk"))
+                    has_written.set()
+                    await may_end.wait()
+                    await session.commit()
+
+            writing = asyncio.create_task(write())
+            await has_written.wait()
+            asyncio.get_running_loop().call_later(0.01, may_end.set)
+            await db.execute("INSERT INTO todo (title) VALUES ('oats')")
+            await writing
+        assert await titles(db) == ["milk", "oats"]
+
+    use(work)
+
+
 @pytest.mark.parametrize("held_by", ["a session", "a transaction"])
 def test_writes_that_wait_when_the_database_is_closed_end_at_once(
     tmp_path: Path, held_by: str
