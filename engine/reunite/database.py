@@ -219,7 +219,7 @@ class Database(Watchable):
 
     async def _fetch_all(self, sql: str, parameters: Parameters) -> list[Row]:
         assert self.replica
-        self._refuse_inside()
+        self.refuse_inside()
         check_text(sql)
         assert self._reader is not None
         try:
@@ -308,7 +308,7 @@ class Database(Watchable):
         """Open a CRDT_TEXT column of one row for editing; `key` is its primary key, a tuple where
         that has several columns. What is edited is saved at the end of the block, not when it
         raises. Raises UsageError for what is no such text."""
-        self._refuse_inside()
+        self.refuse_inside()
         replica = self.replica
 
         def load() -> tuple[text.TextCell, bytes]:
@@ -351,7 +351,7 @@ class Database(Watchable):
 
     async def changes(self, *tables: str, after: str | None = None) -> Changes:
         """What `watch_changes` would tell next; no changes where there is nothing new."""
-        self._refuse_inside()
+        self.refuse_inside()
         replica = self.replica
 
         def since() -> Changes:
@@ -416,7 +416,7 @@ class Database(Watchable):
         what can be no row of a tracked table.
         """
         replica = self.replica
-        self._refuse_inside()
+        self.refuse_inside()
 
         def known() -> history.RowHistory:
             with replica.transaction() as state:
@@ -446,6 +446,15 @@ class Database(Watchable):
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
+    def refuse_inside(self) -> None:
+        """Raise UsageError where the running task is inside a transaction of its own, for what
+        would wait for its end."""
+        if self._holder is not None and self._holder.is_here():
+            raise UsageError(
+                "this task is inside a transaction: in `async with db.transaction() as tx` use"
+                " tx.execute and tx.fetch_all, and in a session that has written the session"
+            )
+
     def _prepare(self) -> Replica:
         conn = self._engine.conn
         replica = Replica(conn, chance=self._chance, clock=self.clock)
@@ -455,7 +464,7 @@ class Database(Watchable):
     @asynccontextmanager
     async def _writing(self, maker: "ref[asyncio.Task[Any]] | None" = None) -> AsyncIterator[None]:
         assert self.replica
-        self._refuse_inside()
+        self.refuse_inside()
         lock = self._lock
         await lock.acquire()
         if lock is not self._lock:
@@ -471,13 +480,6 @@ class Database(Watchable):
                 if self._holder is holder:
                     self._holder = None
                 lock.release()
-
-    def _refuse_inside(self) -> None:
-        if self._holder is not None and self._holder.is_here():
-            raise UsageError(
-                "this task is inside a transaction: in `async with db.transaction() as tx` use"
-                " tx.execute and tx.fetch_all, and in a session that has written the session"
-            )
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> tuple[T, int | None]:
         # Taken now: a write whose task is cancelled goes on while the database is being closed.

@@ -197,7 +197,7 @@ class Connection(AdaptedConnection):
 
     async def _read(self, sql: str, parameters: Any) -> _Outcome:
         self._check_open()
-        self._database._refuse_inside()
+        self._database.refuse_inside()
         reader = self._database._reader
         assert reader is not None
         async with reader.execute(sql, parameters) as cursor:

@@ -30,7 +30,9 @@ class Watchable(Protocol):
         """Who listens. Raises UsageError while the database is not open."""
         ...
 
-    def _refuse_inside(self) -> None: ...
+    def refuse_inside(self) -> None:
+        """Raise UsageError where the running task is inside a transaction."""
+        ...
 
     @overload
     def watch(self, query: str, parameters: Parameters = ()) -> Watch[list[Row]]: ...
@@ -109,7 +111,7 @@ class Watchable(Protocol):
         inserted. Several changes of a row are told as one. Raises UsageError for a token of another
         file.
         """
-        self._refuse_inside()
+        self.refuse_inside()
         return watch_changes(self.live, tables, after)
 
     def watch_rejected(self) -> Watch[Row]:
@@ -135,7 +137,7 @@ class Watchable(Protocol):
         process. Raises CatchUpTimeout after `timeout` seconds, and UsageError for a number that
         this file never gave.
         """
-        self._refuse_inside()
+        self.refuse_inside()
         if changeset is None:
             return True
         try:

@@ -117,6 +117,9 @@ class Client:
         assert self._replica is not None, f"{self.name} is down"
         return self._replica
 
+    def refuse_inside(self) -> None:
+        """A world's transactions wait for nothing."""
+
     async def on_engine(self, function: Callable[..., T], *args: object) -> T:
         """Run a verb in line."""
         return self.alive(function, *args)

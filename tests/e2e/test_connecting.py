@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from reunite import CatchUpTimeout, Database, UsageError
 from reunite_transport import Sync, SyncStatus, sync
@@ -214,5 +215,29 @@ def test_rejections_are_told_whoever_was_not_looking(tmp_path: Path, postgres_ur
                     await db.execute("INSERT INTO item VALUES (2, 'two', 13)")
                     await db.execute("INSERT INTO item VALUES (3, 'three', 13)")
                     assert [(await anext(stream))["key"] for _ in range(2)] == [2, 3]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("inside", ["a transaction", "a session"])
+def test_catching_up_inside_a_transaction_is_refused_at_once(tmp_path: Path, inside: str) -> None:
+    async def refused(syncing: Sync) -> None:
+        with pytest.raises(UsageError, match="inside a transaction"):
+            await syncing.caught_up(timeout=SECONDS_MAX)
+
+    async def scenario() -> None:
+        async with (
+            Database(make(tmp_path / "file.db", ITEM)) as db,
+            Sync(db, "ws://127.0.0.1:1", connected=False) as syncing,
+        ):
+            if inside == "a session":
+                async with db.session() as session, session.begin():
+                    await session.execute(text("INSERT INTO item (name) VALUES ('in it')"))
+                    await refused(syncing)
+            else:
+                async with db.transaction() as tx:
+                    await tx.execute(INSERT, ("in it",))
+                    await refused(syncing)
+            assert (await db.fetch_all("SELECT name FROM item"))[0]["name"] == "in it"
 
     asyncio.run(scenario())

@@ -83,6 +83,7 @@ class SyncedDatabase(Protocol):
     def replica(self) -> Replica: ...
     @property
     def clock(self) -> Callable[[], int]: ...
+    def refuse_inside(self) -> None: ...
     async def on_engine(self, function: Callable[..., T], *args: object) -> T: ...
     def on_change(self, listener: Callable[[], None]) -> Callable[[], None]: ...
     def add_history_source(self, source: HistorySource) -> Callable[[], None]: ...
@@ -220,8 +221,10 @@ class Sync:
     async def caught_up(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Wait until all local work up to now is acknowledged and all remote work is here.
 
-        Raises CatchUpTimeout after `timeout` seconds, or the SyncError that stopped sync.
+        Raises CatchUpTimeout after `timeout` seconds, the SyncError that stopped sync, and
+        UsageError inside a transaction: it is not over, and nothing of it is sent.
         """
+        self._db.refuse_inside()
         try:
             async with asyncio.timeout(timeout):
                 await self._catch_up()
