@@ -64,6 +64,10 @@ async def of_a_database(db: Database) -> None:
         assert_type(await tx.fetch_all(LINES, into=Line), list[Line])
         assert_type(await tx.fetch_one(LINES), Row | None)
     assert_type(tx.changeset, int | None)
+    async with db.text("todo", "a", "note") as text:
+        assert_type(await text.save(), int | None)
+    for lost in await db.history("todo", "a"):
+        assert_type(await db.restore(lost), int | None)
     assert_type(db.session(), AsyncSession)
 
 
@@ -73,6 +77,10 @@ def of_a_program_without_a_loop(db: BlockingDatabase) -> None:
     for todos in db.watch(select(Todo)):
         assert_type(todos, list[Todo])
         break
+    with db.text("todo", "a", "note") as text:
+        assert_type(text.save(), int | None)
+    for lost in db.history("todo", "a"):
+        assert_type(db.restore(lost), int | None)
     assert_type(next(db.watch(LINES)), list[Row])
     assert_type(next(db.watch_one(LINES, into=Line)), Line | None)
 

@@ -198,9 +198,9 @@ class BlockingEditor:
         end = self._do(lambda: self._editor.observe(observer))
         return lambda: self._do(end)
 
-    def save(self) -> None:
+    def save(self) -> int | None:
         """See `Editor.save`."""
-        self._thread.call(self._editor.save())
+        return self._thread.call(self._editor.save())
 
     def refresh(self) -> None:
         """See `Editor.refresh`."""
@@ -430,9 +430,9 @@ class BlockingDatabase:
         """See `Database.history`."""
         return self._outside().call(self._db.history(table, key))
 
-    def restore(self, overwritten: Overwritten) -> None:
+    def restore(self, overwritten: Overwritten) -> int | None:
         """See `Database.restore`."""
-        self._outside().call(self._db.restore(overwritten))
+        return self._outside().call(self._db.restore(overwritten))
 
     @contextmanager
     def _entered(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:

@@ -328,8 +328,9 @@ class Database(Watchable):
             seen = int(version)
             return seen != before
 
-        async def save(delta: bytes) -> None:
-            await self._write(lambda _: text.write(self._state, cell, delta))
+        async def save(delta: bytes) -> int | None:
+            changeset, _ = await self._write(lambda _: text.write(self._state, cell, delta))
+            return changeset
 
         async def reload() -> bytes:
             return (await self.on_engine(load))[1]
@@ -431,10 +432,12 @@ class Database(Watchable):
                     told += await ask(*row.at_relay)
         return row.listed(told)
 
-    async def restore(self, overwritten: Overwritten) -> None:
-        """Write a value back that was overwritten, as an edit made now. Raises UsageError when its
-        row was deleted, or its column or table is gone."""
-        await self._write(lambda _: history.restore(self._state, overwritten))
+    async def restore(self, overwritten: Overwritten) -> int | None:
+        """Write a value back that was overwritten, as an edit made now; returns its changeset, for
+        `synced`, or None where the column has that value. Raises UsageError when its row was
+        deleted, or its column or table is gone."""
+        _, changeset = await self._write(lambda _: history.restore(self._state, overwritten))
+        return changeset
 
     def add_history_source(self, source: HistorySource) -> Callable[[], None]:
         """Let `history` ask a relay, too; returns a function that ends it."""

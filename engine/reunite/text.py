@@ -87,8 +87,9 @@ def _shown(state: State, cell: TextCell) -> tuple[bytes, bool]:
     return cleared.after, False
 
 
-def write(state: State, cell: TextCell, delta: bytes) -> None:
-    """Make an edit, in the caller's transaction. Raises Stale, and UsageError as `read` does."""
+def write(state: State, cell: TextCell, delta: bytes) -> int | None:
+    """Make an edit, in the caller's transaction, and return its changeset. Raises Stale, and
+    UsageError as `read` does."""
     before, stored = _shown(state, cell)
     if not TEXT.fits_onto(before, delta):
         raise Stale(before)
@@ -116,7 +117,7 @@ def write(state: State, cell: TextCell, delta: bytes) -> None:
         f"UPDATE {quoted(table.name)} SET {quoted(cell.name)} = ? WHERE {where}",
         (TEXT.value(after), *key_values(cell.ref.key, len(table.key))),
     )
-    fold_own(state, [folded.entry])
+    return fold_own(state, [folded.entry])
 
 
 Observer = Callable[[list[Replacement]], None]
@@ -133,7 +134,7 @@ class Editor:
         self,
         data: bytes,
         *,
-        save: Callable[[bytes], Awaitable[None]],
+        save: Callable[[bytes], Awaitable[int | None]],
         load: Callable[[], Awaitable[bytes]],
         new_session: Callable[[], int],
         has_changed: Callable[[], Awaitable[bool]],
@@ -180,15 +181,18 @@ class Editor:
         self._observers.append(observer)
         return lambda: self._observers.remove(observer)
 
-    async def save(self) -> None:
-        """Keep the edits, in a transaction of their own. Raises UsageError when the row is gone."""
+    async def save(self) -> int | None:
+        """Keep the edits, in a transaction of their own; returns its changeset, for
+        `Database.synced`, or None where there was nothing to save. What is edited meanwhile is kept
+        in one more, which is then the one returned. Raises UsageError when the row is gone."""
         async with self._busy:
+            changeset = None
             while True:
                 delta, count = self._text.unsaved()
                 if delta == EMPTY:
-                    return
+                    return changeset
                 try:
-                    await self._save(delta)
+                    changeset = await self._save(delta)
                 except Stale as stale:
                     self._take(stale.data)
                 else:

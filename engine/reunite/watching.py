@@ -132,10 +132,10 @@ class Watchable(Protocol):
         """Wait until the relay has a write: True when it is committed there, False when it was
         refused, or a part of it, and is kept in `reunite_rejected`.
 
-        `changeset` is that of a `Result` or `Transaction`, also of an earlier run; None, for what
-        edited nothing, is True at once. Something has to sync the file: a `Sync` here, or another
-        process. Raises CatchUpTimeout after `timeout` seconds, and UsageError for a number that
-        this file never gave.
+        `changeset` is that of a `Result` or `Transaction`, or what `restore` and a text's `save`
+        return, also of an earlier run; None, for what edited nothing, is True at once. Something
+        has to sync the file: a `Sync` here, or another process. Raises CatchUpTimeout after
+        `timeout` seconds, and UsageError for a number that this file never gave.
         """
         self.refuse_inside()
         if changeset is None:

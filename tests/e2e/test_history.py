@@ -74,7 +74,9 @@ def test_the_value_that_lost_is_found_everywhere_and_comes_back(
                 assert begin - slack <= lost.at < lost.replaced_at <= datetime.now(UTC)
                 # It came with its table, so nobody knows who wrote it.
                 assert (original.value, original.at, original.replica) == ("milk", None, None)
-            await one.restore((await titles(one))[0])
+            changeset = await one.restore((await titles(one))[0])
+            assert changeset is not None
+            assert await one.synced(changeset, SECONDS_MAX)
             await settle(*syncs)
             for file, db in zip(files, (one, two, three), strict=True):
                 assert read(file, "SELECT title FROM todo") == [("oat milk",)]

@@ -47,7 +47,9 @@ def test_two_who_type_in_one_note_see_each_other(tmp_path: Path, postgres_url: s
                     right.insert(len(right), ".")
                     left.delete(17, 2)
                     left.insert(17, "🐉 ")
-                    await right.save()
+                    saved = await right.save()
+                    assert saved is not None
+                    assert await two.synced(saved, SECONDS_MAX)
                     await left.save()
                     await shows(left, "Once upon a time 🐉 … the end.")
                     await shows(right, "Once upon a time 🐉 … the end.")

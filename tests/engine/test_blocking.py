@@ -65,11 +65,15 @@ def test_the_verbs_are_those_of_the_async_api(db: BlockingDatabase) -> None:
         text.replace(3, 1, "p")
         text.delete(0, 0)
         assert (str(text), len(text), repr(text)) == ("heep", 4, "Editor('heep')")
+        saved = text.save()
+        assert saved is not None
     row = db.fetch_one("SELECT body FROM todo WHERE id = 1")
     assert row is not None
     assert row["body"] == "heep"
     (lost,) = db.history("todo", 3)
-    db.restore(lost)
+    restored = db.restore(lost)
+    assert restored is not None
+    assert tx.changeset < saved < restored
     assert "tea" in titles(db)
     assert db.rejected() == []
     assert db.synced(None)

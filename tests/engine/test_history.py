@@ -189,9 +189,12 @@ def test_a_value_is_written_back_as_an_edit_made_now(use: Use) -> None:
         queued = await db.on_engine(db.replica.queued)
         (first,) = await db.history("todo", 1)
         assert first.value == "first"
-        await db.restore(first)
+        changeset = await db.restore(first)
         assert await titles(db) == ["first"]
         assert await db.on_engine(db.replica.queued) == queued + 1
+        (last,) = await db.fetch_all("SELECT max(id) FROM _reunite_changesets")
+        assert changeset == last[0]
+        assert await db.restore(first) is None
         # And what gave way to it can be written back in turn.
         second, *_ = await db.history("TODO", (1,))
         await db.restore(second)

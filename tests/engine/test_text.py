@@ -76,9 +76,11 @@ def test_an_edit_that_is_saved_is_one_changeset(use: Use) -> None:
         async with db.text("note", 1, "body") as text:
             for letter in "abc":
                 text.insert(0, letter)
-            await text.save()
-            await text.save()
+            changeset = await text.save()
+            assert await text.save() is None
         assert await db.on_engine(db.replica.queued) == before + 1
+        (last,) = await db.fetch_all("SELECT max(id) FROM _reunite_changesets")
+        assert changeset == last[0]
         assert await body(db) == "cbahello world"
 
     use(work)
