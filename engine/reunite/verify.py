@@ -80,6 +80,9 @@ def _verify_table(conn: sqlite3.Connection, shape: Shape) -> list[Difference]:
         values, held = line[7 : 7 + len(key)], line[7 + len(key) :]
         if key_problem(values) is None and stored_key(values) not in unfolded:
             found += _verify_row(shape, line[0], Row(*line[1:7]), held)
+    if unfolded and shape.hidden_collisions:
+        # What was written may have replaced rows unseen; the fold looks for them.
+        return found
     for values in vanished(conn, tracked):
         row = Row(
             *conn.execute(

@@ -56,6 +56,7 @@ def test_the_victim_of_an_update_or_replace_is_deleted(make_peer: MakePeer, inde
 def test_a_victim_that_differs_in_case_is_deleted(make_peer: MakePeer, index: str) -> None:
     peer = tracked(make_peer, index)
     peer.write("INSERT OR REPLACE INTO users VALUES (3, 'A@X', 'Cy', 1)")
+    assert peer.differences() == [], "of what is not folded yet nothing is said"
     assert_gone(peer, 1)
 
 
