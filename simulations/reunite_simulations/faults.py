@@ -263,6 +263,18 @@ async def second(world: "World", chance: EventChance) -> None:
             await chance.pause(0.2, 15)
 
 
+async def reload(world: "World", chance: EventChance) -> None:
+    """A client loads everything from the relay once more."""
+    client = _pick_up(world, chance)
+    if client is None:
+        return
+    # The disk may be full, or somebody else writing.
+    with suppress(sqlite3.Error, Crashed):
+        client.alive(client.replica.reload)
+        world.note_fault(chance)
+        world.note("reload", client.name)
+
+
 async def lost(world: "World", chance: EventChance) -> None:
     """A client's machine is gone with its file, and its user goes on with an empty one."""
     client = _pick_up(world, chance)
@@ -450,6 +462,7 @@ FAULTS: Final[Mapping[str, tuple[Fault, float, str]]] = {
     "copied": (copied, 200.0, "copy"),
     "backup": (backup, 150.0, "copy"),
     "second": (second, 80.0, "copy"),
+    "reload": (reload, 120.0, "copy"),
     "relay-crash": (relay_crash, 60.0, "relay"),
     "relay-roll": (relay_roll, 90.0, "relay"),
     "roam": (roam, 60.0, "relay"),

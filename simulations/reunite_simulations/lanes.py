@@ -38,6 +38,7 @@ _SAID: Final[Mapping[str, tuple[str, str]]] = {
     "locked": ("trouble", "another program holds the file in a transaction"),
     "roam": ("trouble", "goes to {1}"),
     "second": ("trouble", "its file is synced a second time, with {1}"),
+    "reload": ("trouble", "loads everything once more"),
     "rejected": ("rejected", "rejected, {1}: {2}"),
 }
 

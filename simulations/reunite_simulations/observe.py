@@ -35,7 +35,8 @@ def standing(conn: sqlite3.Connection) -> Standing:
     row = conn.execute(
         "SELECT (SELECT value FROM _reunite_meta WHERE name = 'seq'),"
         " (SELECT value FROM _reunite_meta WHERE name = 'token'),"
-        " (SELECT value FROM _reunite_meta WHERE name = 'loaded'),"
+        " (SELECT value FROM _reunite_meta WHERE name = 'loaded')"
+        " AND NOT (SELECT value FROM _reunite_meta WHERE name = 'reloading'),"
         " (SELECT count(*) FROM _reunite_changesets) + (SELECT count(*) FROM _reunite_log),"
         " (SELECT count(*) FROM _reunite_inbox),"
         " (SELECT count(*) FROM _reunite_rows WHERE mark = 'blocked')"

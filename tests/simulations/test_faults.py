@@ -213,7 +213,13 @@ def test_a_relay_that_dies_as_the_world_heals_comes_back(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "happens"),
-    [("relay-crash", "died"), ("crash", "power"), ("relay-disk", "disk"), ("second", "second")],
+    [
+        ("relay-crash", "died"),
+        ("crash", "power"),
+        ("relay-disk", "disk"),
+        ("second", "second"),
+        ("reload", "reload"),
+    ],
 )
 def test_a_world_with_one_fault_keeps_every_promise(name: str, happens: str) -> None:
     report = run_seed(settings(2, name, minutes=4.0))
