@@ -244,7 +244,12 @@ def _with_copied(
     }
     if not found:
         return shared
-    made = {**steps(state, found - shared.rows), **shared.steps}
+    fresh = found - shared.rows
+    # What came together with this, and left the outbox for it, is in no row's line yet.
+    made = {
+        **steps(state, fresh, bases={ref: lines[ref].base for ref in fresh}),
+        **shared.steps,
+    }
     return _Shared(shared.rows | found, made, shared.copied | found)
 
 

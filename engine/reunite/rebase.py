@@ -66,13 +66,18 @@ def _may_merge(columns: Columns) -> bool:
     )
 
 
-def steps(state: State, refs: Collection[RowRef]) -> Steps:
+def steps(
+    state: State,
+    refs: Collection[RowRef],
+    *,
+    bases: Mapping[RowRef, bytes | None] | None = None,
+) -> Steps:
     """What the pending entries of these rows were made on and what they made of it, as it is
-    before anything is taken away."""
+    before anything is taken away. `bases` are as for `rebase`."""
     if not refs:
         return {}
-    bases = _bases(state, refs)
-    rows = dict(bases)
+    known = _bases(state, refs) if bases is None else _decoded(bases)
+    rows = dict(known)
     found = {}
     for changeset in outbox.everything(state.conn):
         for entry in changeset.entries():
@@ -85,7 +90,7 @@ def steps(state: State, refs: Collection[RowRef]) -> Steps:
                     after = merge(before, delta)
                 except FormatError:
                     try:
-                        before = merge(bases[entry.row], before)
+                        before = merge(known[entry.row], before)
                         after = merge(before, delta)
                     except FormatError:
                         # It is more than a row can hold, and the relay will say so.
@@ -143,11 +148,7 @@ def rebase(
     """
     if not known:
         return
-    rows = (
-        _bases(state, refs)
-        if bases is None
-        else {ref: decode(base) if base else EMPTY for ref, base in bases.items()}
-    )
+    rows = _bases(state, refs) if bases is None else _decoded(bases)
     for changeset in outbox.everything(state.conn):
         entries = changeset.entries()
         fresh = []
@@ -234,7 +235,8 @@ def _only(document: Document, key: int) -> Document:
 
 
 def _bases(state: State, refs: Collection[RowRef]) -> dict[RowRef, Document]:
-    return {
-        ref: decode(row.base) if row.base else EMPTY
-        for ref, row in lines_of(state.conn, refs).items()
-    }
+    return _decoded({ref: row.base for ref, row in lines_of(state.conn, refs).items()})
+
+
+def _decoded(bases: Mapping[RowRef, bytes | None]) -> dict[RowRef, Document]:
+    return {ref: decode(base) if base else EMPTY for ref, base in bases.items()}

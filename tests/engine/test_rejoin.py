@@ -253,3 +253,33 @@ def test_a_commit_that_waits_acknowledges_nothing_after_a_fork(make_peer: MakePe
     assert relay.stated("person", 3) == {"email": "three"}
     assert relay.stated("person", 1) == {"email": "same"}
     assert a.differences() == []
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("sent", [False, True])
+def test_what_was_counted_before_a_copy_is_noticed_counts_once(
+    sent: bool, together: bool, make_peer: MakePeer, relay: Relay
+) -> None:
+    """The commit that acknowledges it comes with what the copy counted in the same name."""
+    a = make_peer("CREATE TABLE tally (id INTEGER PRIMARY KEY, n COUNTER)")
+    a.track("tally")
+    a.write("INSERT INTO tally VALUES (1, 5)")
+    relay.sync(a)
+    link = relay.connect(a)
+    a.commit("UPDATE tally SET n = n + 3")
+    link.push()
+    copy = make_peer(copy_of=a)
+    other = relay.connect(copy)
+    copy.commit("UPDATE tally SET n = n + 10")
+    other.push()
+    a.commit("UPDATE tally SET n = n + 2")
+    if sent:
+        assert len(a.replica.outgoing(changesets_max=9, bytes_max=1 << 20)) == 1
+    acknowledged, copied = link.queue
+    for statements in [(acknowledged, copied)] if together else [(acknowledged,), (copied,)]:
+        assert a.replica.receive(*statements)
+    link.close()
+    other.close()
+    relay.sync(a, copy, a)
+    assert a.rows("SELECT n FROM tally") == copy.rows("SELECT n FROM tally") == [(20,)]
+    assert a.differences() == copy.differences() == []
