@@ -90,6 +90,8 @@ class Replica:
         self._cache = StateCache()
         self.turns = Turns()
         self._data_version = -1
+        # How often `poll` found the file to be another.
+        self._news = 0
 
     @contextmanager
     def transaction(self, greeting: int | None = None) -> Iterator[State]:
@@ -205,20 +207,22 @@ class Replica:
         with self.reading() as state:
             return list(state.tables.values())
 
-    def poll(self) -> bool:
-        """Fold what other programs wrote. True when the file has changed since the last call, so
-        that there may be something to send. Cheap when nothing happened: one PRAGMA.
+    def poll(self) -> int:
+        """Fold what other programs wrote. Returns how often the file was found to be another: one
+        to whom that is news may have something to send, and has not missed what another one who
+        asks was told of. Cheap when nothing happened: one PRAGMA.
 
-        While another connection is writing it returns False and the next call tries again.
+        While another connection is writing it returns what it did before, and the next call tries
+        again.
         """
         # Read before the fold, so that a write in between is noticed at the next poll.
         version: int = self.conn.execute("PRAGMA data_version").fetchone()[0]
-        if version == self._data_version:
-            return False
-        if self._has_news() and not self._at_once(fold_strangers):
-            return False
-        self._data_version = version
-        return True
+        if version != self._data_version and (
+            not self._has_news() or self._at_once(fold_strangers)
+        ):
+            self._data_version = version
+            self._news += 1
+        return self._news
 
     def follow_changes(self, *, wait: bool = True) -> bool:
         """Keep the log of changes from now on, and note in it what other programs wrote. False when

@@ -13,6 +13,7 @@ from reunite.document import encode as encode_document
 from reunite.keys import pack_key
 from reunite.outbox import everything
 from reunite.overwritten import Loss
+from reunite.replica import Replica
 from reunite.schema import Table
 from reunite_transport import client_session
 from reunite_transport.client_session import ClientSession, Ended, HistoryTold, Live, Received
@@ -38,7 +39,7 @@ from reunite_transport.messages import (
     Verdict,
     Welcome,
 )
-from tests.engine.peer import START_MS, Peer
+from tests.engine.peer import START_MS, Peer, chance
 
 REALM = b"a realm's name.."
 WELCOME = Welcome(1, (), REALM, START_MS, START_MS, Verdict.CONTINUE, (), 1, 0, ())
@@ -319,6 +320,23 @@ def test_a_session_that_another_followed_sends_nothing(peer: Peer) -> None:
     peer.commit("INSERT INTO one VALUES (2)")
     assert older.tick() == []
     assert older.has_ended()
+
+
+def test_what_somebody_else_asked_for_first_is_news_to_a_session_all_the_same(peer: Peer) -> None:
+    """As who follows the changes of the same file, or a second session: with nothing to send or
+    to hear it would never notice, and who waits until the file is loaded again wait for ever."""
+    played = live(peer)
+    peer.replica.follow_changes()
+    assert played.tick() == []
+    peer.write("DELETE FROM two")
+    program = Replica(peer.app, chance=chance(9 << 16), clock=peer.clock)
+    program.track(["two"])
+    peer.replica.follow_changes()
+    assert [table.name for table in described(played.tick())] == ["two"]
+    program.reload()
+    peer.replica.follow_changes()
+    assert played.tick() == []
+    assert played.has_ended()
 
 
 def live(peer: Peer) -> Played:

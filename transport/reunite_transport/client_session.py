@@ -167,6 +167,8 @@ class ClientSession:
         self._sent = 0
         # The number of its greeting: once another session of the file has greeted, this one ends.
         self._greeting = 0
+        # What the replica said when it was asked for news; nothing was yet.
+        self._polled = 0
         self._in_flight: dict[int, int] = {}
         # One changeset after a refusal, as all that follows it is sent again after each; doubled by
         # what is taken.
@@ -220,10 +222,11 @@ class ClientSession:
         try:
             if not self._welcomed and abs(now_ms - self._began_ms) > WELCOME_MS_MAX:
                 raise SyncError("the relay did not answer our Hello", "offline")
-            news = self._replica.poll()
+            before, self._polled = self._polled, self._replica.poll()
+            news = self._polled != before
             if news:
                 self._replica.check_latest(self._greeting)
-            # Asked besides, as another session of this file may have been the one to notice.
+            # Asked besides, as what was committed by this connection is no news.
             if self._live and (news or self._replica.unsent()):
                 self._describe_or_push()
         except TableError as error:
