@@ -90,6 +90,8 @@ class Database(Watchable):
         self._writer = ThreadDriver(lambda: connect(self.path, foreign_keys=True), "reunite-writer")
         self._reader: aiosqlite.Connection | None = None
         self._replica: Replica | None = None
+        # The file is opened and closed by one at a time.
+        self._opening = asyncio.Lock()
         # The turn at writing; another one whenever the database was closed.
         self._lock = asyncio.Lock()
         # Set while no write of this process waits for the file.
@@ -116,6 +118,10 @@ class Database(Watchable):
 
     async def open(self) -> None:
         """Open the file, creating it when it is not there. Raises FileError."""
+        async with self._opening:
+            await self._open()
+
+    async def _open(self) -> None:
         if self._replica is not None:
             raise UsageError("this database is open already")
         if str(self.path) in ("", ":memory:"):
@@ -142,12 +148,16 @@ class Database(Watchable):
             )
             self._reader.row_factory = Row
         except BaseException:
-            await self.close()
+            await self._close()
             raise
 
     async def close(self) -> None:
         """Close the file. Changes that were not sent stay in it; a transaction that is open is
         rolled back, and what waits for its end raises UsageError."""
+        async with self._opening:
+            await self._close()
+
+    async def _close(self) -> None:
         if self._replica is not None:
             await self._live.close()
         self._replica = None
@@ -176,10 +186,14 @@ class Database(Watchable):
 
     async def on_engine(self, function: Callable[..., T], *args: object) -> T:
         """Run one of the replica's verbs on the engine's thread."""
-        assert self.replica
+        replica = self.replica
         # SQLite has no queue: whoever takes the file again at once, as sync does with much to take
         # in, would keep writes waiting for seconds.
         await self._no_write_waits.wait()
+        if self._replica is not replica:
+            raise UsageError(
+                "the database is not open: it was closed while this waited for a write"
+            )
         try:
             return await self._engine.run(function, *args)
         finally:
@@ -537,7 +551,7 @@ class Database(Watchable):
             left = os.stat(f"{self.path}-wal").st_size
         except FileNotFoundError:
             return
-        if left > WAL_BYTES_GOAL:
+        if left > WAL_BYTES_GOAL and self._replica is not None:
             await self._engine.run(checkpoint, self._engine.conn)
 
     def _notify(self) -> None:

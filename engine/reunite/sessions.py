@@ -170,6 +170,8 @@ class Connection(AdaptedConnection):
                 if error.sqlite_errorcode != sqlite3.SQLITE_READONLY:
                     raise
         await self.begin_write()
+        # It may have been closed since this has gone on.
+        self._check_open()
         writer = self._database._writer
         return await writer.run(_run_inside, writer.conn, sql, parameters, many)
 
@@ -187,6 +189,7 @@ class Connection(AdaptedConnection):
             if self._replica not in _writers:
                 await database._writer.run(self._add_functions, database._writer.conn)
                 _writers.add(self._replica)
+                self._check_open()
             await database._before_engine(
                 database._begin, database._writer.conn, self._replica, self.info.get("origin")
             )

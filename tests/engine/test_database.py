@@ -393,6 +393,47 @@ def test_a_write_that_was_cancelled_is_finished_while_the_database_closes(tmp_pa
     asyncio.run(work())
 
 
+def test_what_waits_for_a_write_when_the_database_is_closed_is_told_so(tmp_path: Path) -> None:
+    async def work() -> None:
+        db = Database(tmp_path / "app.db")
+        await db.open()
+        await db.execute("CREATE TABLE list (id INTEGER PRIMARY KEY)")
+        await db.track("list")
+        stranger = connect(tmp_path / "app.db")
+        stranger.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(db.execute("INSERT INTO list VALUES (1)"))
+        await asyncio.sleep(0)
+        asking = asyncio.create_task(db.changes())
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(db.close())
+        await asyncio.sleep(0)
+        stranger.execute("ROLLBACK")
+        with pytest.raises(UsageError, match="closed while this waited"):
+            await asking
+        await closing
+        await writing
+        stranger.close()
+
+    asyncio.run(work())
+
+
+def test_a_database_is_opened_and_closed_by_one_at_a_time(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with asyncio.timeout(10):
+            db = Database(tmp_path / "app.db")
+            await db.open()
+            await asyncio.gather(db.close(), db.close())
+            await db.open()
+            closing = asyncio.create_task(db.close())
+            await asyncio.sleep(0)
+            await db.open()
+            await closing
+            assert await db.execute("CREATE TABLE list (id INTEGER PRIMARY KEY)")
+            await db.close()
+
+    asyncio.run(work())
+
+
 def test_a_file_error_is_one_of_ours(tmp_path: Path) -> None:
     async def run() -> None:
         with pytest.raises(FileError):

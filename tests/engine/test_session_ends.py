@@ -381,6 +381,32 @@ def test_a_database_that_is_closed_under_a_session_takes_its_writes_back(tmp_pat
     asyncio.run(scenario())
 
 
+def test_a_session_that_waits_for_the_file_when_it_is_closed_is_told_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(SECONDS_MAX):
+            db = Database(tmp_path / "app.db")
+            await db.open()
+            await db.create_all(Base.metadata)
+            async with db.session() as session:
+                await session.execute(sa.text("INSERT INTO list VALUES (1)"))
+            stranger = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
+            stranger.execute("BEGIN IMMEDIATE")
+            session = db.session()
+            writing = asyncio.create_task(session.execute(sa.text("INSERT INTO list VALUES (2)")))
+            await asyncio.sleep(0)
+            assert db._lock.locked()
+            closing = asyncio.create_task(db.close())
+            await asyncio.sleep(0)
+            stranger.execute("ROLLBACK")
+            stranger.close()
+            with pytest.raises(UsageError, match="closed under this session"):
+                await writing
+            await closing
+            await session.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_session_whose_turn_finds_the_file_taken_gives_it_up(
     use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
