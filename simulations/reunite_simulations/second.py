@@ -40,6 +40,9 @@ class SecondDatabase:
         """The machine's clock."""
         return self._client.clock
 
+    def refuse_inside(self) -> None:
+        """Nobody waits here until it has caught up."""
+
     async def on_engine(self, function: Callable[..., T], *args: object) -> T:
         """Run a verb in line; what it returns is there after a while."""
         result = self._client.alive(function, *args)
