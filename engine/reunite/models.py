@@ -6,10 +6,11 @@ One transaction makes all of them and takes them into sync, or none. What is mar
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import MetaData, Table, inspect
 from sqlalchemy.engine import Connection
-from sqlalchemy.types import Interval, Uuid
+from sqlalchemy.types import Interval, TypeDecorator, TypeEngine, Uuid
 
 from reunite import adopt
 from reunite.errors import TableError
@@ -52,7 +53,10 @@ def _check_intervals(table: Table) -> None:
     """Refuse what Postgres keeps as an interval: a file's is a moment after the epoch, and so would
     be what the relay makes of it, which the model would then read as something else there."""
     for column in table.columns:
-        if isinstance(column.type, Interval) and column.type.native:
+        kept_as: TypeEngine[Any] = column.type
+        while isinstance(kept_as, TypeDecorator) and not isinstance(kept_as, Interval):
+            kept_as = kept_as.impl_instance
+        if isinstance(kept_as, Interval) and kept_as.native:
             raise TableError(
                 table.name,
                 f"column {column.name!r} is an Interval, which is another value in Postgres than in"

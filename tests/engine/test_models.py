@@ -133,11 +133,21 @@ def test_a_table_that_cannot_be_tracked_is_named_and_nothing_is_made(use: Use) -
     use(work)
 
 
-def test_an_interval_is_refused_where_postgres_would_have_another(use: Use) -> None:
+class Lap(sa.TypeDecorator[timedelta]):
+    """An app's own type of what SQLAlchemy keeps as an interval."""
+
+    impl = sa.Interval
+    cache_ok = True
+
+
+@pytest.mark.parametrize("kind", [sa.Interval, Lap])
+def test_an_interval_is_refused_where_postgres_would_have_another(
+    use: Use, kind: type[sa.Interval | Lap]
+) -> None:
     async def work(db: Database) -> None:
         metadata = sa.MetaData()
         key = sa.Column("id", sa.Integer, primary_key=True)
-        laps = sa.Table("laps", metadata, key, sa.Column("time", sa.Interval))
+        laps = sa.Table("laps", metadata, key, sa.Column("time", kind))
         with pytest.raises(TableError, match=r"'laps'.*'time'.*Interval\(native=False\)"):
             await db.create_all(metadata)
         assert await names(db, "table") == []
