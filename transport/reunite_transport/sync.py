@@ -211,10 +211,17 @@ class Sync:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        leaving = asyncio.current_task()
         assert self._task is not None
+        assert leaving is not None
+        cancellations = leaving.cancelling()
         self._task.cancel()
-        with suppress(asyncio.CancelledError):
+        try:
             await self._task
+        except asyncio.CancelledError:
+            # Of who leaves, too: then it is not ours to end.
+            if leaving.cancelling() > cancellations:
+                raise
         if self._status.state != "stopped":
             self._set(state="disconnected")
 
