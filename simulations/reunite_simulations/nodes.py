@@ -103,6 +103,7 @@ class Client:
     _engine: sqlite3.Connection | None = None
     _replica: Replica | None = None
     _task: asyncio.Task[None] | None = None
+    _own_sync: Sync | None = None
     # Further syncs of the file, with their connections to it.
     _seconds: dict[asyncio.Task[None], sqlite3.Connection | None] = field(default_factory=dict)
     _listeners: list[Callable[[], None]] = field(default_factory=list)
@@ -170,6 +171,11 @@ class Client:
         self._listeners = []
         opened = self._sync(self, lambda: self.relay, self.chance)
         self._task = asyncio.create_task(opened, name=f"{self.name} sync")
+
+    @property
+    def is_live(self) -> bool:
+        """True while its sync is, the only one that is not of a fault."""
+        return self.up and self._own_sync is not None and self._own_sync.status.state == "live"
 
     @asynccontextmanager
     async def second_sync(self, relay: str, chance: EventChance) -> AsyncIterator[None]:
@@ -355,6 +361,8 @@ class Client:
             spread=chance.uniform,
             poll_seconds=POLL_SECONDS,
         )
+        if db is self:
+            self._own_sync = sync
         try:
             async with sync:
                 await sync.ended()

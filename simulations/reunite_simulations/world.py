@@ -509,7 +509,8 @@ class World:
         self._look()
 
     def _rests(self, client: Client) -> bool:
-        if not client.up:
+        # One that waits to connect again has something to say yet.
+        if not client.is_live:
             return False
         standing = observe.standing(client.app)
         head, unfolded = self.store.execute(
