@@ -415,8 +415,7 @@ class Replica:
         greeting: int | None = None,
     ) -> list[Rejection]:
         """Take in a refusal and revert; the next push has this number. `rows` are those that the
-        reason concerns, by the registry's table id and packed key.
-        Raises FormatError."""
+        reason concerns, by the registry's table id and packed key. Raises FormatError."""
         with self.transaction(greeting) as state:
             fold_strangers(state)
             named = [_ref(state, table, key) for table, key in rows]
